@@ -1,0 +1,187 @@
+"""rdf.yaml in format 0.5.4 with plain strings: the form that every consumer reads (docs/decisions/0003)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..zoo.errors import RecipeError
+from ..zoo.version import __version__
+
+if TYPE_CHECKING:
+    from ..trainers.record import Run
+    from ..zoo.package import AxisRule
+
+FORMAT = "0.5.4"
+CITE = {
+    "unet": {
+        "text": "Ronneberger et al. U-Net: convolutional networks for biomedical image segmentation. MICCAI 2015.",
+        "doi": "10.1007/978-3-319-24574-4_28",
+    },
+    "n2v": {
+        "text": "Krull et al. Noise2Void - learning denoising from single noisy images. CVPR 2019.",
+        "doi": "10.1109/CVPR.2019.00223",
+    },
+}
+TAGS = {"n2v": ["denoising", "image-restoration", "noise2void", "self-supervision"]}
+
+
+@dataclass(frozen=True)
+class About:
+    """What only a person can say of a model. licence: SPDX id, e.g. CC-BY-4.0."""
+
+    name: str
+    description: str = ""
+    authors: Sequence[str] = ()
+    licence: str | None = None
+    version: str = "0.1.0"
+    tags: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for a name that the format does not take."""
+        if not re.fullmatch(r"[A-Za-z0-9_+\- ()]{5,64}", self.name):
+            raise RecipeError(
+                f"{self.name!r} cannot be the name of a model: 5 to 64 letters, digits, spaces or _ + - ( ).",
+                mend=f"--name {suggest_name(self.name)!r}",
+            )
+
+
+def suggest_name(text: str) -> str:
+    """A legal model name from any text: `runs/a` -> `runs-a`."""
+    name = re.sub(r"[^A-Za-z0-9_+() -]+", "-", text).strip("-")[:64]
+    return name if len(name) >= 5 else f"model-{name or 'n2v'}"
+
+
+def describe(
+    run: Run,
+    about: About,
+    rules: Mapping[str, AxisRule],
+    channels: Sequence[str],
+    files: Mapping[str, bytes],
+    opset: int,
+) -> str:
+    """The text of rdf.yaml for a denoiser. files: name -> content of everything that it names by sha256."""
+    method, dims = run.recipe.method, len(rules)
+    rdf = {
+        "type": "model",
+        "format_version": FORMAT,
+        "name": about.name,
+        "description": about.description or f"{method.upper()} denoiser, trained on {_images(run)}."[:512],
+        "version": about.version,
+        "authors": [{"name": author} for author in about.authors or ["unnamed author"]],
+        "cite": [CITE[method], CITE["unet"]],
+        **({"license": about.licence} if about.licence else {}),
+        "tags": [*TAGS[method], f"{dims}d", "unet", "onnx", "voidzoo", *about.tags],
+        "documentation": "README.md",
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": {"bioimageio": {"nickname": _nickname(about.name)}, "voidzoo": ours(run, len(channels))},
+        "inputs": [
+            {
+                "id": "input",
+                "description": "raw intensities, as the microscope wrote them; normalisation lies in the network",
+                "axes": _axes(channels, [(a, {"size": {"min": r.minimum, "step": r.step}}) for a, r in rules.items()]),
+                "data": {"type": "float32"},
+                "test_tensor": _file("test_input.npy", files),
+            }
+        ],
+        "outputs": [
+            {
+                "id": "output",
+                "description": "denoised intensities, on the scale of the input",
+                "axes": _axes(
+                    channels,
+                    [(a, {"size": {"tensor_id": "input", "axis_id": a}, "halo": r.halo}) for a, r in rules.items()],
+                ),
+                "data": {"type": "float32"},
+                "test_tensor": _file("test_output.npy", files),
+            }
+        ],
+        "weights": {"onnx": {**_file("weights.onnx", files), "opset_version": opset}},
+    }
+    return yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=110)
+
+
+def ours(run: Run, channels: int) -> dict[str, Any]:
+    """`config.voidzoo`: what the format has no word for."""
+    info = run.info
+    return {
+        "version": __version__,
+        "method": run.recipe.method,
+        "kinds": ["intensity"] * channels,
+        "training": {
+            "images": [{k: i[k] for k in ("name", "axes", "shape", "dtype")} for i in info["images"]],
+            "pixel_size": {a: v for a, v in info["pixel_size"].items() if v is not None},
+            "intensity_range": info["intensity_range"],
+            "normalisation": info["normalisation"],
+            "split": info["split"]["rule"],
+            "epochs_done": info["epochs_done"],
+            "best_epoch": info["best_epoch"],
+            "best_validation_loss": info["best_val_loss"],
+        },
+        "network": info["network"],
+        "seed": run.recipe.seed,
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
+
+
+def readme(run: Run, about: About) -> str:
+    """The README.md of a package: what it is, on what it was trained, how it did on held-out data."""
+    info, n = run.info, run.info["normalisation"]
+    rows = "\n".join(
+        f"| {c} | {mean:.6g} | {std:.6g} |" for c, mean, std in zip(info["channels"], n["mean"], n["std"], strict=True)
+    )
+    return f"""# {about.name}
+
+{about.description or f"A {run.recipe.method.upper()} denoiser ({run.recipe.dims}D U-Net), trained on {_images(run)}."}
+
+It takes raw intensities and returns denoised intensities on the same scale: do not normalise the image yourself.
+
+| channel | mean of the training pixels | standard deviation |
+|---|---|---|
+{rows}
+
+## Validation
+
+{info["split"]["rule"]}. After {info["epochs_done"]} epochs the smallest mean squared error at hidden pixels of the
+held-out part was {info["best_val_loss"]:.4g} variances of the image (epoch {info["best_epoch"]}). It is measured against
+noisy pixels, so its floor is the variance of the noise.
+
+Made with voidzoo {__version__}. `voidzoo predict THIS.zip IMAGE -o OUT.ome.zarr`
+"""
+
+
+def _images(run: Run) -> str:
+    names = [i["name"] for i in run.info["images"]]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _axes(channels: Sequence[str], space: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {"type": "batch"},
+        {"type": "channel", "id": "channel", "channel_names": list(channels)},
+        *({"type": "space", "id": a, **rule} for a, rule in space),
+    ]
+
+
+def channel_ids(names: Sequence[str]) -> list[str]:
+    """Channel names as the format takes them (identifiers, unique): `DAPI 405` -> `DAPI_405`."""
+    found: list[str] = []
+    for i, name in enumerate(names):
+        word = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+        word = word if re.match(r"[a-z]", word) else f"channel_{word or i}"
+        found.append(word if word not in found else f"{word}_{i}")
+    return found
+
+
+def _file(name: str, files: Mapping[str, bytes]) -> dict[str, str]:
+    return {"source": name, "sha256": hashlib.sha256(files[name]).hexdigest()}
+
+
+def _nickname(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,115 @@
+"""From a run folder to a proved package: graph, test tensors, description, proof, and only then the name."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..infer.grid import Axis, round_up
+from ..trainers.record import Run, load_run
+from ..zoo.errors import OutputError
+from ..zoo.package import AxisRule, Package, open_package
+from .describe import About, channel_ids, describe, readme, suggest_name
+from .graph import OPSET, RawToDenoised, evaluate, to_onnx
+from .proof import Check, prove
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..trainers.networks.unet import AxisGeometry
+
+SMALLEST = 64
+"""The least size along a pooled axis that packages declare; with it every legal tile keeps more than its halo."""
+
+
+def export_run(
+    run: Run | str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    description: str = "",
+    authors: Sequence[str] = (),
+    license: str | None = None,  # noqa: A002  (the field's word)
+    which: str = "best",
+    overwrite: bool = False,
+    watch: Callable[[Check], None] | None = None,
+) -> Package:
+    """Make a bioimage.io package (a .zip) of a training run, and prove it.
+
+    which: `best` weights (by validation loss) or `last`. watch gets each `Check` of the proof.
+    Raises OutputError when OUT exists, ProofFailed (the differing tensors are kept) when the runs do not agree;
+    nothing lies at OUT then.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    out = Path(out)
+    if out.suffix != ".zip":
+        raise OutputError(f"{out}: a package is a .zip.", mend=f"-o {out}.zip")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists.", mend="another -o, or --overwrite")
+    about = About(name or suggest_name(f"{run.recipe.method}-{run.folder.resolve().name}"), description, authors, license)
+    draft = out.with_name(out.stem + ".part.zip")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        network = _write(run, about, draft, which)
+        prove(open_package(draft), lambda x: evaluate(network, x), failed_folder(out), watch or (lambda _check: None))
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    shutil.rmtree(failed_folder(out), ignore_errors=True)
+    return replace(open_package(out))
+
+
+def failed_folder(out: Path) -> Path:
+    """Where the tensors of a failed proof are kept."""
+    return out.with_name(out.stem + ".failed")
+
+
+def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
+    from ..trainers.networks.unet import geometry
+
+    rules = axis_rules(geometry(run.info["network"]))
+    network = RawToDenoised(run.network(which), run.normalisation, len(rules)).eval()
+    channels = channel_ids(run.info["channels"])
+    onnx = to_onnx(network, len(channels), "".join(rules), {a: r.minimum for a, r in rules.items()})
+    test_input = test_tensor(run.validation, rules)
+    files = {
+        "README.md": readme(run, about).encode(),
+        "test_input.npy": _npy(test_input),
+        "test_output.npy": _npy(evaluate(network, test_input)),
+        "weights.onnx": onnx,
+    }
+    rdf = describe(run, about, rules, channels, files, OPSET)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, content in {"rdf.yaml": rdf.encode(), **files}.items():
+            archive.writestr(file, content)
+    return network
+
+
+def axis_rules(geometry: dict[str, AxisGeometry]) -> dict[str, AxisRule]:
+    """Legal sizes and halo of a network: min a multiple of the step, at least 64 where pooled, above twice the halo."""
+    rules = {}
+    for letter, g in geometry.items():
+        least = max(2 * g.halo + 1, SMALLEST if g.step > 1 else 1)
+        rules[letter] = AxisRule(minimum=round_up(least, g.step), step=g.step, halo=g.halo)
+    return rules
+
+
+def test_tensor(patch: NDArray[Any], rules: dict[str, AxisRule]) -> NDArray[np.float32]:
+    """A real held-out patch (c, [z], y, x) as test input: float32 (1, c, [z], y, x), mirrored up to a legal size."""
+    pad = [(0, 0)]
+    for n, rule in zip(patch.shape[1:], rules.values(), strict=True):
+        pad.append((0, Axis(n, rule.step, rule.minimum).extended - n))
+    return np.ascontiguousarray(np.pad(patch.astype(np.float32), pad, mode="symmetric")[None])
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -1,0 +1,177 @@
+"""The proof: torch, ONNX and tiled ONNX agree, and bioimageio.core runs what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..infer.grid import Axis, round_up
+from ..infer.plan import make_plan
+from ..infer.run import run_in_memory
+from ..infer.session import Session, find_device
+from ..zoo.errors import ProofFailed
+from ..zoo.open import open_image
+from ..zoo.package import Package
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LIMIT = 1e-4
+"""The largest difference that passes, in standard deviations of the output: float rounding, nothing else."""
+
+Runner = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a proof. difference and limit are in standard deviations of the output, NaN where none applies."""
+
+    name: str
+    passed: bool
+    detail: str
+    difference: float = float("nan")
+
+    def __str__(self) -> str:
+        return f"{self.name:<24} {self.detail:<40} {'ok' if self.passed else 'FAILED'}"
+
+
+def test_tensors(package: Package) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The test input and output of a package, float32 (b, c, [z], y, x). Raises PackageError if they are missing."""
+    import io
+
+    found = (np.load(io.BytesIO(package.files.read(n)), allow_pickle=False)
+             for n in (package.test_input, package.test_output))  # fmt: skip
+    test_input, test_output = (np.asarray(t, dtype=np.float32) for t in found)
+    return test_input, test_output
+
+
+def check_reference(package: Package, session: Session, keep: Path) -> Check:
+    """The test output is what onnxruntime makes of the test input."""
+    test_input, test_output = test_tensors(package)
+    return _compare("onnx = test output", test_output, session.run(test_input), keep)
+
+
+def check_sizes(package: Package, session: Session, reference: Runner, keep: Path) -> Check:
+    """Torch and ONNX agree at two batch sizes and three sizes."""
+    test_input, _ = test_tensors(package)
+    worst: Check | None = None
+    for batch in (1, 2):
+        for steps in (0, 1, 3):
+            sizes = [r.minimum + steps * r.step for r in package.rules.values()]
+            x = _cut(test_input, batch, sizes)
+            check = _compare("torch = onnx", reference(x), session.run(x), keep)
+            if worst is None or not check.passed or check.difference > worst.difference:
+                worst = check
+            if not check.passed:
+                return check
+    return worst or Check("torch = onnx", False, "no size was tried")
+
+
+def check_tiles(package: Package, session: Session, reference: Runner, keep: Path) -> Check:
+    """Tiles with the declared halo, in blocks, make the same as one run on the whole image."""
+    test_input, _ = test_tensors(package)
+    model = {a: Axis(0, r.step, r.minimum, r.halo) for a, r in package.rules.items()}
+    # sides that are multiples of nothing; two blocks along each axis, two tiles along each block
+    tile = {a: axis.smallest_tile + 2 * axis.step for a, axis in model.items()}
+    sides = {a: 2 * (tile[a] - axis.margin) + axis.step + 1 for a, axis in model.items()}
+    block = {a: round_up(sides[a] // 2, axis.step) for a, axis in model.items()}
+    pixels = _cut(test_input, 1, list(sides.values()))[0]
+    image = open_image(pixels if pixels.shape[0] > 1 else pixels[0], axes=("c" if pixels.shape[0] > 1 else "") + package.axes)
+    plan = make_plan(
+        package, image, dtype="float32", tile=tuple(tile.values()), block=tuple(block.values()), device="cpu"
+    )
+    tiled = run_in_memory(plan)
+    extended = [(0, 0), *((0, Axis(n, r.step, r.minimum).extended - n)
+                          for n, r in zip(sides.values(), package.rules.values(), strict=True))]  # fmt: skip
+    whole = reference(np.pad(pixels, extended, mode="symmetric")[None])
+    whole = whole[(0, slice(None), *(slice(0, n) for n in sides.values()))]
+    check = _compare("whole = tiled", whole.reshape(tiled.shape), tiled, keep)
+    halo = ", ".join(f"{a} {r.halo}" for a, r in package.rules.items())
+    return Check(check.name, check.passed, f"{check.detail}, halo {halo}, {plan.n_tiles} tiles", check.difference)
+
+
+CONSUMER = """
+import json, os, sys, warnings
+os.environ.setdefault("BIOIMAGEIO_PERFORM_IO_CHECKS", "false")
+warnings.simplefilter("ignore")
+import bioimageio.core
+summary = bioimageio.core.test_model(sys.argv[1])
+errors = [".".join(map(str, e.loc)) + ": " + e.msg for d in summary.details for e in d.errors]
+print(json.dumps({"version": bioimageio.core.__version__, "status": summary.status, "errors": errors}))
+"""
+
+
+def check_consumer(path: Path) -> Check:
+    """bioimageio.core's own test of the package says `passed`, at its default tolerance.
+
+    In a process of its own: it tries every onnxruntime provider that is compiled in and reports the missing libraries.
+    """
+    import json
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", CONSUMER, str(path)], capture_output=True, text=True, check=False, timeout=600
+    )
+    try:
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Check("bioimageio.core", False, f"did not run: {last[:200]}")
+    detail = f"status {found['status']}" + (f": {found['errors'][0][:160]}" if found["errors"] else "")
+    return Check(f"bioimageio.core {found['version']}", found["status"] == "passed", detail)
+
+
+def _cut(x: NDArray[np.float32], batch: int, sizes: list[int]) -> NDArray[np.float32]:
+    """The test input, mirrored until it is large enough, cut to `sizes`; further planes of the batch are shifted."""
+    grown = np.pad(x[0], [(0, 0), *((0, max(0, n + batch - have)) for n, have in zip(sizes, x.shape[2:], strict=True))],
+                   mode="symmetric")  # fmt: skip
+    planes = [grown[(slice(None), *(slice(i, i + n) for n in sizes))] for i in range(batch)]
+    return np.ascontiguousarray(np.stack(planes))
+
+
+def _compare(name: str, expected: NDArray[np.float32], found: NDArray[np.float32], keep: Path) -> Check:
+    difference = float(np.abs(found - expected).max() / (expected.std() + 1e-12))
+    passed = bool(difference <= LIMIT)
+    if not passed:
+        keep.mkdir(parents=True, exist_ok=True)
+        word = name.replace(" = ", "-").replace(" ", "-")
+        np.save(keep / f"{word}-expected.npy", expected)
+        np.save(keep / f"{word}-found.npy", found)
+    return Check(name, passed, f"max difference {difference:.1e} std (limit {LIMIT:.0e})", difference)
+
+
+def prove(
+    package: Package, reference: Runner | None, keep: Path, tell: Callable[[Check], None] = lambda _check: None
+) -> list[Check]:
+    """All checks of a package; `reference` is the torch network, None where only the package is at hand.
+
+    Raises ProofFailed after the last check when one failed; the tensors that differ then lie in `keep`.
+    """
+    session = Session(package, find_device("cpu"))
+    whole = reference or session.run
+    steps: list[Callable[[], Check]] = [lambda: check_reference(package, session, keep)]
+    if reference is not None:
+        steps.append(lambda: check_sizes(package, session, reference, keep))
+    steps.append(lambda: check_tiles(package, session, whole, keep))
+    steps.append(lambda: check_consumer(Path(package.path)))
+    checks = []
+    for step in steps:
+        checks.append(step())
+        tell(checks[-1])
+    if failed := [c for c in checks if not c.passed]:
+        raise ProofFailed(
+            f"{package.name} is not proved: {failed[0].name}: {failed[0].detail}.",
+            where=f"the tensors that differ lie in {keep}" if keep.exists() else "",
+            mend="this is a fault of the model or of voidzoo, not of your data; report it with these tensors",
+        )
+    return checks
+
+
+def summary(checks: list[Check]) -> list[Mapping[str, Any]]:
+    """The proof for records, JSON-able."""
+    return [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]

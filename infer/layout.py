@@ -1,0 +1,168 @@
+"""How large tiles, blocks and chunks are: the least recomputed halo that fits the memory.
+
+A tile is what the network runs on at once; a block is what is read, predicted and written as one unit of work; a chunk
+is what the output stores as one. Chunks lie within blocks, so that no two blocks write the same chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, prod
+
+from ..zoo.errors import SizeError
+from .grid import Axis, Span, blocks, round_up
+
+BLOCK_VOXELS = 2**24
+"""The most output voxels of a block: larger ones save little halo and make a lost block dear."""
+MANY_BLOCKS = 64
+"""With fewer blocks than this, stacks of planes are cut finer, so that reading and writing overlap with the network."""
+
+
+def chunk_shape(axes: Sequence[str], model: Mapping[str, Axis], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The chunks of the output: 512 x 512 in a plane; 32 x 256 x 256 for a network that reads volumes."""
+    side = {"z": 32, "y": 256, "x": 256} if "z" in model else {"y": 512, "x": 512}
+    chunk = dict.fromkeys(axes, 1)
+    for letter, axis in model.items():
+        wanted = max(axis.step, side[letter] // axis.step * axis.step)
+        chunk[letter] = min(wanted, sizes[letter])
+    return chunk
+
+
+def block_shape(
+    axes: Sequence[str], model: Mapping[str, Axis], sizes: Mapping[str, int], chunk: Mapping[str, int], limit: int
+) -> dict[str, int]:
+    """The blocks: whole planes or volumes where at most `limit` voxels, else multiples of chunks with little halo."""
+    block = dict.fromkeys(axes, 1)
+    block.update(_cheapest_cut(model, {a: chunk[a] for a in model}, limit))
+    room = limit // prod(block.values())
+    rest = [a for a in reversed(axes) if a not in model]
+    total = prod(sizes[a] for a in rest)
+    room = min(room, max(1, total // MANY_BLOCKS))
+    for letter in rest:  # the innermost loop axis first: its planes lie next to each other in the file
+        block[letter] = min(sizes[letter], max(1, room))
+        room //= block[letter]
+    return block
+
+
+def _cheapest_cut(model: Mapping[str, Axis], unit: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Sizes along the model's axes, each whole or a multiple of its unit, that read the fewest voxels in all."""
+    options = [[(a, size) for size in _sizes(axis.size, unit[a])] for a, axis in model.items()]
+    best: tuple[float, dict[str, int]] | None = None
+    for combination in product(*options):
+        shape = dict(combination)
+        if prod(shape.values()) > limit and shape != {a: min(unit[a], model[a].size) for a in model}:
+            continue
+        read = prod(_read_along(model[a], size) for a, size in shape.items())
+        # among equals the one with long rows: it reads fewer strips of the file
+        key = read * (1 + 1e-6 * len(blocks(model["x"].size, shape["x"])))
+        if best is None or key < best[0]:
+            best = (key, shape)
+    if best is None:
+        raise SizeError("no block size fits this image.")
+    return best[1]
+
+
+def _sizes(size: int, unit: int) -> list[int]:
+    """The whole axis, then multiples of the unit that cut it into 2, 3, 4, ... nearly equal parts."""
+    found = [size]
+    for parts in range(2, ceil(size / unit) + 1):
+        if (part := round_up(ceil(size / parts), unit)) < found[-1]:
+            found.append(part)
+        if len(found) > 40:
+            found.append(unit)
+            break
+    return found
+
+
+def _read_along(axis: Axis, block: int) -> int:
+    """The pixels read along one axis by all blocks together."""
+    return sum(axis.read_for(span).size for span in blocks(axis.size, block))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tile that was chosen: sizes by letter, and the voxels that the network runs on per voxel of the image."""
+
+    tile: dict[str, int]
+    overhead: float
+
+
+def choose_tile(model: Mapping[str, Axis], block: Mapping[str, int], limit: int) -> Tiling:
+    """The tile of at most `limit` voxels with which all blocks together run on the fewest voxels.
+
+    Raises SizeError when not even the smallest legal tile fits; says how much it needs.
+    """
+    smallest = {a: min(axis.smallest_tile, _region(axis, block[a])) for a, axis in model.items()}
+    options = [[(a, size) for size in _tile_sizes(axis, block[a])] for a, axis in model.items()]
+    best: tuple[float, dict[str, int], float] | None = None
+    whole = prod(axis.size for axis in model.values())
+    costs = {a: {size: tiled_length(axis, block[a], size) for _, size in options[i]}
+             for i, (a, axis) in enumerate(model.items())}  # fmt: skip
+    for combination in product(*options):
+        tile = dict(combination)
+        if prod(tile.values()) > limit:
+            continue
+        run = prod(costs[a][size] for a, size in tile.items())
+        if best is None or run < best[0] * 0.999:
+            best = (run, tile, run / whole)
+    if best is None:
+        raise SizeError(f"one tile needs at least {prod(smallest.values()):,} voxels of memory; {limit:,} fit.")
+    return Tiling(best[1], best[2])
+
+
+def _region(axis: Axis, block: int) -> int:
+    """The longest region that a block reads along an axis."""
+    return max(axis.read_for(span).size for span in _typical(axis.size, block))
+
+
+def _typical(size: int, block: int) -> Iterator[Span]:
+    """The first, second, last but one and last block along an axis: no other kind exists."""
+    spans = blocks(size, block)
+    yield from {spans[0], spans[min(1, len(spans) - 1)], spans[max(0, len(spans) - 2)], spans[-1]}
+
+
+def _tile_sizes(axis: Axis, block: int) -> list[int]:
+    """The whole region, then the tiles that cut it into 2, 3, ... parts, down to the smallest legal one."""
+    region = _region(axis, block)
+    found = [region]
+    if axis.smallest_tile >= region:
+        return found
+    for parts in range(2, 200):
+        tile = round_up(ceil((region - 2 * axis.margin) / parts) + 2 * axis.margin, axis.step)
+        if tile <= axis.smallest_tile:
+            break
+        if tile < found[-1]:
+            found.append(tile)
+    found.append(axis.smallest_tile)
+    return found[:48] + found[-1:] if len(found) > 48 else found
+
+
+def tiled_length(axis: Axis, block: int, tile: int) -> int:
+    """The pixels that the network runs on along one axis, over all blocks."""
+    spans = blocks(axis.size, block)
+    known: dict[tuple[int, int], int] = {}
+    total = 0
+    for i, span in enumerate(spans):
+        kind = (min(i, 1), min(len(spans) - 1 - i, 2))
+        if kind not in known:
+            known[kind] = sum(t.read.size for t in axis.tiles(span, tile))
+        total += known[kind]
+    return total
+
+
+def legal_tile(axis: Axis, letter: str, wanted: int) -> int:
+    """Check a user's tile size. Raises SizeError that names the nearest legal sizes."""
+    if wanted >= axis.extended:
+        return axis.extended
+    smallest = axis.smallest_tile
+    if wanted % axis.step == 0 and wanted >= smallest:
+        return wanted
+    below, above = wanted // axis.step * axis.step, round_up(wanted, axis.step)
+    legal = [str(v) for v in sorted({max(below, smallest), max(above, smallest)})]
+    raise SizeError(
+        f"tile {wanted} along {letter} does not suit this model: sides must be multiples of {axis.step} "
+        f"and leave room for a halo of {axis.halo}.",
+        mend=" or ".join(legal),
+    )

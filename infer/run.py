@@ -1,0 +1,324 @@
+"""Runs a plan: dask hands blocks to threads, a block is read, predicted, written, and then ticked in the ledger."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..zoo.errors import BlocksFailed, OutputError
+from ..zoo.version import __version__
+from .blocks import BlockReport, predict_block, read_block
+from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
+from .ledger import Ledger
+from .place import LEDGER, Place
+from .plan import LANES, Plan
+from .session import Session, find_device
+from .store import DurableArray, Level, Store, pyramid, shrink
+from .tiff import write_tiff
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..zoo.image import Image
+
+WINDOW = 256
+"""Blocks handed to dask at once: the cost of its graph stays flat, whatever the number of blocks."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished prediction. blocks: done in this run; clipped, mapped: over the whole result."""
+
+    path: str
+    seconds: float
+    blocks: int
+    clipped: int
+    mapped: int
+    peak_memory: int
+    plan: Plan = field(repr=False)
+
+    @property
+    def image(self) -> Image:
+        """The result as an image again: lazy, with um and channel names."""
+        from ..zoo.open import open_image
+
+        return open_image(self.path)
+
+
+class Sink(Protocol):
+    """Where blocks go."""
+
+    def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None: ...
+
+
+class Engine:
+    """Hands blocks to dask's threads, and hears of each. The network runs one block at a time, the rest overlaps."""
+
+    def __init__(self, plan: Plan, sink: Sink, stop: threading.Event | None = None) -> None:
+        self.plan = plan
+        self.sink = sink
+        self.stop = stop or threading.Event()
+        self.session = plan.session or Session(plan.package, find_device(plan.device))
+        self._turn = threading.Lock()
+
+    def work(self, index: int) -> BlockReport | BlockFailed | None:
+        """Do one block. Errors come back as values, so that the other blocks go on; None when stopped before."""
+        if self.stop.is_set():
+            return None
+        plan = self.plan
+        spans = plan.block_spans(index)
+        try:
+            pixels, regions, mapped = read_block(plan, spans)
+            with self._turn:
+                values, clipped = predict_block(plan, self.session, pixels, spans, regions)
+            del pixels
+            part = tuple(
+                slice(spans[a].start, spans[a].stop) if a in spans else slice(0, n)
+                for a, n in zip(plan.out_axes, plan.out_shape, strict=True)
+            )
+            self.sink.write(part, values)
+        except Exception as error:  # whatever a reader, the network or the disk raises belongs to this block
+            return BlockFailed(index, ", ".join(f"{a} {s.start}:{s.stop}" for a, s in spans.items()), error)
+        return BlockReport(index, prod(s.size for s in spans.values()), clipped, mapped)
+
+    def run(self, todo: Iterable[int], heard: Callable[[BlockReport | BlockFailed], None]) -> None:
+        """Do the blocks in order, `heard` in this thread as each is done."""
+        from dask.callbacks import Callback
+        from dask.threaded import get
+
+        def posttask(_key: Any, value: Any, *_rest: Any) -> None:
+            if value is not None:
+                heard(value)
+
+        with ThreadPoolExecutor(LANES, thread_name_prefix="voidzoo-block") as pool, Callback(posttask=posttask):
+            for window in windows(todo):
+                if self.stop.is_set():
+                    return
+                # tasks take the next block as they start: dask promises no order, and files are read front to back
+                waiting = deque(window)
+                graph = {("block", i): (_Call(self.work, waiting.popleft),) for i in window}
+                get(graph, list(graph), pool=pool)
+
+
+def windows(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Cut a long series into lists of WINDOW."""
+    iterator = iter(items)
+    while window := list(islice(iterator, WINDOW)):
+        yield window
+
+
+def run_plan(
+    plan: Plan,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    stop: threading.Event | None = None,
+) -> Result:
+    """Predict into OUT (.ome.zarr or .ome.tif). The same plan on the same OUT continues where it was cut off.
+
+    Raises OutputError, ResourceError before anything is done; BlocksFailed when blocks could not be done (the others
+    are kept); KeyboardInterrupt when `stop` was set and blocks remain.
+    """
+    start = time.monotonic()
+    place = Place(out)
+    tell = watch or (lambda _event: None)
+    plan = adopt(plan, place, overwrite)
+    if place.check(plan, overwrite):
+        tell(Done(str(place.out), 0.0))
+        return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan)
+    place.begin(plan, overwrite)
+    store = Store(place.staged)
+    if not place.sealed:
+        block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
+        chunk = [plan.chunk.get(a, 1) for a in plan.out_axes]
+        store.create(plan.out_axes, plan.out_shape, plan.dtype, chunk, block)
+        place.seal(plan)
+    with closing(Ledger(place.part / LEDGER)) as ledger:
+        fresh = _run_blocks(plan, store.array(), ledger, tell, stop)
+        reports = list(ledger.done.values())
+    levels = _build_pyramid(plan, store, tell)
+    seconds = time.monotonic() - start
+    _publish(plan, place, store, levels, reports, seconds, tell)
+    tell(Done(str(place.out), time.monotonic() - start))
+    return Result(
+        str(place.out), time.monotonic() - start, fresh, sum(r.clipped for r in reports),
+        sum(r.mapped for r in reports), peak_memory(), plan,
+    )  # fmt: skip
+
+
+def adopt(plan: Plan, place: Place, overwrite: bool) -> Plan:
+    """The plan with the sizes of one that was begun at the same place, if it is the same job."""
+    stored = None if overwrite else place.stored()
+    if not stored or "block" not in stored or set(stored["block"]) != set(plan.block):
+        return plan
+    pinned = plan.pinned(stored)
+    if any(getattr(plan, key) != getattr(pinned, key) for key in plan.asked):
+        return plan  # a tile or block that was asked for and differs is another plan: refused when checked
+    return pinned if pinned.identity == stored.get("identity") else plan
+
+
+def _run_blocks(plan: Plan, sink: Sink, ledger: Ledger, tell: Watch, stop: threading.Event | None) -> int:
+    """Do what the ledger does not have. -> how many were done now."""
+    start = time.monotonic()
+    tell(PlanMade(plan, len(ledger.done)))
+    failed: list[BlockFailed] = []
+    before = len(ledger.done)
+    engine = Engine(plan, sink, stop)
+
+    def heard(event: BlockReport | BlockFailed) -> None:
+        if isinstance(event, BlockFailed):
+            failed.append(event)
+            tell(event)
+            if isinstance(event.error, OutputError | OSError) and _disk_full(event.error):
+                engine.stop.set()  # every other block would fail too
+            return
+        ledger.add(event)
+        tell(BlockDone(event, len(ledger.done), plan.n_blocks, time.monotonic() - start))
+
+    engine.run((i for i in range(plan.n_blocks) if i not in ledger.done), heard)
+    ledger.commit()
+    if failed:
+        raise _failure(plan, failed, len(ledger.done))
+    if len(ledger.done) < plan.n_blocks:
+        raise KeyboardInterrupt
+    return len(ledger.done) - before
+
+
+def _disk_full(error: OSError) -> bool:
+    import errno
+
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _failure(plan: Plan, failed: list[BlockFailed], done: int) -> BlocksFailed:
+    first = failed[0]
+    what = getattr(first.error, "what", None) or f"{type(first.error).__name__}: {first.error}"
+    where = getattr(first.error, "where", "")
+    mend = getattr(first.error, "mend", "")
+    error = BlocksFailed(
+        f"{len(failed)} of {plan.n_blocks} blocks failed; the {done} finished ones are kept. The first: {what}",
+        where=f"block {first.index} ({first.where}) of {plan.image.name}" + (f"; {where}" if where else ""),
+        mend=(f"{mend}; " if mend else "") + "the same command again does the rest",
+    )
+    error.__cause__ = first.error
+    return error
+
+
+def _build_pyramid(plan: Plan, store: Store, tell: Watch) -> list[Level]:
+    """Each level from the one above, its parts shared out by dask's threads."""
+    from dask.threaded import get
+
+    levels = pyramid(plan.out_axes, plan.out_shape, plan.image.pixel_size)
+    if len(levels) > 1:
+        tell(StageStarted("pyramid"))
+    with ThreadPoolExecutor(LANES, thread_name_prefix="voidzoo-level") as pool:
+        for i in range(1, len(levels)):
+            step = [a // b for a, b in zip(levels[i].factors, levels[i - 1].factors, strict=True)]
+            parts = store.build_level(i, plan.out_axes, levels[i])
+            above, below = store.array(i - 1), store.array(i)
+
+            def work(part: tuple[slice, ...], above: DurableArray = above, below: DurableArray = below,
+                     step: list[int] = step) -> None:  # fmt: skip
+                shrink(above, below, part, step)
+
+            for window in windows(parts):
+                waiting = deque(window)
+                graph = {("part", k): (_Call(work, waiting.popleft),) for k in range(len(window))}
+                get(graph, list(graph), pool=pool)
+    return levels
+
+
+class _Call:
+    """A task without arguments that dask does not look into; what to work on is asked for when it starts."""
+
+    def __init__(self, work: Callable[[Any], Any], ask: Callable[[], Any]) -> None:
+        self.work = work
+        self.ask = ask
+
+    def __call__(self) -> Any:
+        return self.work(self.ask())
+
+
+def _publish(
+    plan: Plan, place: Place, store: Store, levels: list[Level], reports: list[BlockReport], seconds: float, tell: Watch
+) -> None:
+    size = plan.image.pixel_size
+    name = place.out.name.split(".")[0]
+    ours = provenance(plan, reports, seconds)
+    if place.format == "zarr":
+        store.describe(name, plan.out_axes, levels, size, plan.out_channels, ours)
+        place.publish(place.staged)
+        return
+    tell(StageStarted("tiff"))
+    made = place.part / "image.ome.tif"
+    arrays = [store.array(i) for i in range(len(levels))]
+    write_tiff(made, plan.out_axes, arrays, name, size, plan.out_channels, ours)
+    from .store import sync_file
+
+    sync_file(made)
+    place.publish(made)
+
+
+def provenance(plan: Plan, reports: list[BlockReport], seconds: float) -> dict[str, Any]:
+    """What is stored inside a result: versions, model, plan, and what happened."""
+    import onnxruntime
+
+    record = {
+        "version": __version__,
+        "versions": {"numpy": np.__version__, "onnxruntime": onnxruntime.__version__},
+        "plan": plan.to_json(),
+        "happened": {
+            "clipped": sum(r.clipped for r in reports),
+            "mapped": sum(r.mapped for r in reports),
+            "seconds_of_last_run": round(seconds, 2),
+            "peak_memory": peak_memory(),
+        },
+    }
+    return json.loads(json.dumps(record))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    except ImportError:  # Windows
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+
+
+def run_in_memory(plan: Plan) -> NDArray[Any]:
+    """Predict into a new array with the axes of the result. Nothing is written."""
+    out = np.empty(plan.out_shape, plan.dtype)
+
+    class Memory:
+        def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None:
+            out[part] = values
+
+    failed: list[BlockFailed] = []
+
+    def heard(event: BlockReport | BlockFailed) -> None:
+        if isinstance(event, BlockFailed):
+            failed.append(event)
+
+    Engine(replace(plan), Memory()).run(range(plan.n_blocks), heard)
+    if failed:
+        raise _failure(plan, failed, plan.n_blocks - len(failed))
+    return out

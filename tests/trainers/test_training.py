@@ -1,0 +1,334 @@
+"""A training learns, can be repeated and resumed to the bit, refuses what cannot work, and says what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from voidzoo.trainers import EpochDone, Recipe, TrainingDone, TrainingStarted, choose_device, denoise, load_run, train
+from voidzoo.trainers import n2v as n2v_method
+from voidzoo.trainers.loop import Plateau
+from voidzoo.zoo.errors import AxesError, DeviceError, OutputError, SizeError, TrainingError, ValuesError
+from voidzoo.zoo.metrics import psnr
+from voidzoo.zoo.open import open_image
+
+
+def same(a, b):
+    """Bit-equal weights."""
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def equal_runs(a, b):
+    return (
+        same(a.network("last"), b.network("last"))
+        and same(a.network("best"), b.network("best"))
+        and [(e.train_loss, e.val_loss, e.lr) for e in a.losses] == [(e.train_loss, e.val_loss, e.lr) for e in b.losses]
+    )
+
+
+class StopHere(Exception):  # noqa: N818
+    pass
+
+
+def stop_after(epoch):
+    def watch(event):
+        if isinstance(event, EpochDone) and event.epoch == epoch:
+            raise StopHere
+
+    return watch
+
+
+def test_folder_says_everything(make_image, tiny, tmp_path):
+    image = make_image(4)
+    recipe = Recipe.n2v(image, **tiny)
+    events = []
+    run = train(recipe, image, tmp_path / "run", watch=events.append, device="cpu")
+    assert [type(e) for e in events] == [TrainingStarted, EpochDone, EpochDone, TrainingDone]
+    assert events[0].parameters == run.info["parameters"]
+    again = load_run(tmp_path / "run")
+    assert again.state == "done"
+    assert again.recipe == recipe == Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
+    assert again.losses == events[1:3]
+    info = again.info
+    assert (info["images"][0]["shape"], info["images"][0]["axes"], info["channels"]) == (
+        [128, 160],
+        "yx",
+        ["channel 0"],
+    )
+    assert info["geometry"]["x"] == {"step": 4, "radius": 23, "aligned": 22, "halo": 24}
+    low, high = info["intensity_range"][0]
+    assert 0 < low < 300 < high < 1200
+    raw = again.validation
+    assert raw.dtype == np.uint16
+    assert raw.ndim == 3
+    assert all(n % 4 == 0 and n > 0 for n in raw.shape[1:])
+    held = info["split"]["validation"][0]
+    start, stop = (int(v) for v in held.split("x ")[-1].split(":"))
+    pixels = image.read()
+    strip = np.lib.stride_tricks.sliding_window_view(pixels[:, start:stop], raw.shape[1:])
+    assert (strip == raw[0]).all(axis=(2, 3)).any()
+    train_pixels = np.concatenate([pixels[:, :start], pixels[:, stop:]], axis=1)
+    assert again.normalisation.mean[0] == pytest.approx(train_pixels.mean())
+    assert again.normalisation.std[0] == pytest.approx(train_pixels.std())
+    net = again.network()
+    assert not net.training
+    assert denoise(net, again.normalisation, raw).shape == raw.shape
+    lines = (tmp_path / "run" / "loss.csv").read_text().splitlines()
+    assert lines[0] == "epoch,train_loss,val_loss,best,lr,seconds"
+    assert len(lines) == 3
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {
+        "recipe.yaml", "run.json", "best.pt", "last.pt", "checkpoint.pt", "loss.csv", "loss.png", "validation.npy",
+        "validation.png",
+    }  # fmt: skip
+    with Pillow.open(tmp_path / "run" / "validation.png") as picture:
+        assert picture.size[0] > 3 * raw.shape[2]
+
+
+def test_denoise_extends_at_the_end_and_crops(make_image, tiny, tmp_path):
+    """Any size, any dtype; equal to a hand-made symmetric extension."""
+    run = train(Recipe.n2v(make_image(), **tiny), make_image(), tmp_path / "run", device="cpu")
+    net, n = run.network(), run.normalisation
+    x = np.random.default_rng().integers(0, 900, (1, 37, 50)).astype(np.int32)
+    by_hand = np.concatenate([x, x[:, :-4:-1]], axis=1)
+    by_hand = np.concatenate([by_hand, by_hand[:, :, :-3:-1]], axis=2)
+    got = denoise(net, n, x)
+    assert got.shape == x.shape
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, denoise(net, n, by_hand)[:, :37, :50], rtol=1e-5)
+    assert np.isfinite(denoise(net, n, x[:, :1, :3])).all()
+
+
+def test_same_seed_same_weights(make_image, tiny, tmp_path):
+    recipe = Recipe.n2v(make_image(), **tiny)
+    torch.manual_seed(99)  # the global state must not matter, nor be touched
+    before = torch.random.get_rng_state()
+    a = train(recipe, make_image(), tmp_path / "a", device="cpu")
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.randn(3)
+    b = train(recipe, make_image(), tmp_path / "b", device="cpu")
+    assert equal_runs(a, b)
+    c = train(recipe.with_settings({"seed": 1}), make_image(), tmp_path / "c", device="cpu")
+    assert not same(a.network("last"), c.network("last"))
+
+
+PLATEAU = {"schedule": "plateau", "plateau_patience": 1, "plateau_min_delta": 0.5}
+
+
+@pytest.mark.parametrize(("axes", "rate"), [("yx", PLATEAU), ("yx", {}), ("cyx", {}), ("zyx", PLATEAU)])
+def test_resume_is_bit_equal(axes, rate, make_image, tiny, tmp_path):
+    """Four epochs, or two, a stop, and two more: the same weights and losses. 2D, two channels, 3D."""
+    shape = {"yx": (96, 120), "cyx": (2, 96, 120), "zyx": (8, 64, 96)}[axes]
+    image = make_image(1, shape, axes)
+    extra = {"patch": [8, 32, 32], "dims": 3} if axes == "zyx" else {}
+    recipe = Recipe.n2v(image, **(tiny | extra | rate | {"epochs": 4}))
+    straight = train(recipe, image, tmp_path / "straight", device="cpu")
+    assert straight.losses[-1].lr < straight.losses[0].lr  # the schedule is part of what must be resumed
+    with pytest.raises(StopHere):
+        train(recipe, image, tmp_path / "broken", watch=stop_after(2), device="cpu")
+    assert load_run(tmp_path / "broken").state == "stopped"
+    assert len(load_run(tmp_path / "broken").losses) == 2
+    events = []
+    resumed = train(recipe, image, tmp_path / "broken", watch=events.append, device="cpu")
+    assert events[0].epoch == 2
+    assert equal_runs(straight, resumed)
+    again = train(recipe, image, tmp_path / "broken", watch=events.append, device="cpu")  # done: nothing happens
+    assert again.info == resumed.info
+    assert sum(isinstance(e, TrainingStarted) for e in events) == 1
+
+
+KILLED = """
+import sys, numpy as np
+from voidzoo.trainers import Recipe, train
+from voidzoo.zoo.open import open_image
+image = open_image(np.load(sys.argv[1]), axes="yx")
+train(Recipe.from_yaml(sys.argv[2]), image, sys.argv[3], device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_bit_equal(make_pair, tiny, tmp_path):
+    """SIGKILL in the middle of an epoch; what is left resumes to the weights of an undisturbed process."""
+    np.save(tmp_path / "x.npy", make_pair((96, 120), 3)[1])
+    recipe = Recipe(**(tiny | {"epochs": 12, "steps": 10}))
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+
+    def command(folder):
+        return [sys.executable, "-c", KILLED, str(tmp_path / "x.npy"), str(tmp_path / "r.yaml"), str(tmp_path / folder)]
+
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command("killed"), env=alone)
+    log = tmp_path / "killed" / "loss.csv"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = load_run(tmp_path / "killed")
+    assert left.state == "running"
+    assert 2 <= len(left.losses) < 12
+    subprocess.run(command("killed"), check=True, env=alone)
+    subprocess.run(command("straight"), check=True, env=alone)
+    assert equal_runs(load_run(tmp_path / "killed"), load_run(tmp_path / "straight"))
+    assert load_run(tmp_path / "killed").state == "done"
+
+
+@pytest.mark.slow
+def test_it_learns(make_pair, tmp_path):
+    """On discs in white noise: the validation loss falls towards the noise, PSNR rises by more than 6 dB."""
+    truth, noisy = make_pair((192, 192), 5, sigma=80.0)
+    image = open_image(noisy, axes="yx")
+    recipe = Recipe.n2v(image, epochs=8, steps=40, batch=8, filters=16, mask_percent=1.5, learning_rate=2e-3)
+    run = train(recipe, image, tmp_path / "run", device="cpu")
+    first, best = run.losses[0].val_loss, min(e.val_loss for e in run.losses)
+    assert best < 0.9 * first
+    span = truth.max() - truth.min()
+    before = psnr(truth, noisy, span)
+    after = psnr(truth, denoise(run.network(), run.normalisation, noisy[None])[0], span)
+    assert after > before + 6
+
+
+def test_overfits_one_patch(make_image):
+    """With always the same batch and mask the loss goes down to a small part of where it began."""
+    recipe = Recipe(filters=16, mask_percent=5.0)
+    torch.manual_seed(0)
+    net = n2v_method.network(recipe, 1)
+    loss = n2v_method.loss(recipe)
+    x = torch.from_numpy(make_image(7, (32, 32)).read().astype(np.float32))[None, None]
+    x = (x - x.mean()) / x.std()
+    optimiser = torch.optim.Adam(net.parameters(), 5e-3)
+    values = []
+    for _ in range(80):
+        value, _ = loss(net, x, torch.Generator().manual_seed(1))
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        values.append(float(value.detach()))
+    assert values[-1] < 0.05 * values[0]
+
+
+def test_keras_plateau():
+    """The rate drops when `patience` bad epochs are full; better means lower by more than min_delta."""
+    plateau, lr, rates = Plateau(0.5, 3, 1e-4), 1.0, []
+    for loss in [1.0, 0.9, 0.89995, 0.9, 0.95, 0.8, 0.8, 0.8, 0.8, 0.7]:
+        lr = plateau.next(loss, lr)
+        rates.append(lr)
+    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_nan_loss_stops_and_says_where(make_image, tiny, tmp_path):
+    recipe = Recipe.n2v(make_image(), **(tiny | {"steps": 50, "learning_rate": 9.0, "residual": True}))
+    real = n2v_method.loss(recipe)
+    count = 0
+
+    def broken(network, batch, generator):
+        nonlocal count
+        count += 1
+        value, parts = real(network, batch, generator)
+        return (value * float("nan") if count == 7 else value), parts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(n2v_method, "loss", lambda recipe: broken)
+        with pytest.raises(TrainingError, match="loss became nan in epoch 1, step 7 of 50") as e:
+            train(recipe, make_image(), tmp_path / "run", device="cpu")
+    assert "values from -" in e.value.where
+    assert load_run(tmp_path / "run").state == "stopped"
+    with pytest.raises(OutputError, match="no epoch was finished"):
+        load_run(tmp_path / "run").network()
+
+
+def test_images_that_cannot_be_trained_on(make_pair, make_image, tiny, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ValuesError, match=r"constant \(every pixel is 500\)"):
+        train(Recipe(**tiny), open_image(np.full((128, 128), 500, np.uint16), axes="yx"), out, device="cpu")
+    with pytest.raises(SizeError, match="too small"):
+        train(Recipe(**tiny), make_image(0, (30, 40)), out, device="cpu")
+    with pytest.raises(AxesError, match=r"has 1 channels, .* has 2;"):
+        train(Recipe(**tiny), [make_image(), make_image(0, (2, 64, 64), "cyx")], out, device="cpu")
+    pixels = make_pair((128, 160), 0)[1].astype(np.float32)
+    pixels[3, 5] = np.nan
+    pixels[:, 78:82] = np.nan  # also in the strip that is held out
+    image = open_image(pixels, axes="yx")
+    with pytest.raises(ValuesError, match="NaN of 20,480 pixels"):
+        train(Recipe(**tiny), image, out, device="cpu")
+    assert not out.exists()  # refused before anything was written
+    run = train(Recipe(**(tiny | {"allow_nan": True})), image, out, device="cpu")
+    assert run.info["left_out"] == [513]
+    assert np.isfinite(run.validation).all()
+    assert all(np.isfinite(e.val_loss) for e in run.losses)
+
+
+def test_nan_only_in_the_held_out_part_is_refused(make_pair, tiny, tmp_path):
+    pixels = make_pair((128, 160), 0)[1].astype(np.float32)
+    pixels[60, 80] = np.inf
+    with pytest.raises(ValuesError, match="1 infinite"):
+        train(Recipe(**tiny), open_image(pixels, axes="yx"), tmp_path / "run", device="cpu")
+
+
+def test_folders_that_are_taken(make_image, tiny, tmp_path):
+    recipe = Recipe.n2v(make_image(), **tiny)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match=r"other files \(thesis.txt\) and no run"):
+        train(recipe, make_image(), tmp_path / "mine", device="cpu")
+    with pytest.raises(OutputError, match="is a file"):
+        train(recipe, make_image(), tmp_path / "mine" / "thesis.txt", device="cpu")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    with pytest.raises(OutputError, match="was not written by this version"):
+        train(recipe, make_image(), tmp_path / "other", device="cpu")
+    with pytest.raises(OutputError, match="is no run folder"):
+        load_run(tmp_path / "mine")
+    train(recipe, make_image(), tmp_path / "run", device="cpu")
+    with pytest.raises(OutputError, match=r"another recipe: learning_rate .*, now 0.01"):
+        train(recipe.with_settings({"learning_rate": 0.01}), make_image(), tmp_path / "run", device="cpu")
+    with pytest.raises(OutputError, match="begun with other images"):
+        train(recipe, make_image(8), tmp_path / "run", device="cpu")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
+
+
+def test_more_epochs_continue_a_plateau_but_not_a_cosine(make_image, tiny, tmp_path):
+    """Two epochs raised to four give the weights of four at once; a cosine of two is not the start of one of four."""
+    for rate, fits in ((PLATEAU, True), ({}, False)):
+        recipe = Recipe.n2v(make_image(), **(tiny | rate))
+        longer = recipe.with_settings({"epochs": 4})
+        folder = tmp_path / f"run{fits}"
+        train(recipe, make_image(), folder, device="cpu")
+        if fits:
+            straight = train(longer, make_image(), tmp_path / "straight", device="cpu")
+            assert equal_runs(train(longer, make_image(), folder, device="cpu"), straight)
+        else:
+            with pytest.raises(OutputError, match="epochs 2, now 4"):
+                train(longer, make_image(), folder, device="cpu")
+
+
+def test_several_images_of_different_size(make_image, tiny, tmp_path):
+    images = [make_image(i, (64 + 8 * i, 90)) for i in range(3)]
+    run = train(Recipe.n2v(images, **tiny), images, tmp_path / "run", device="cpu")
+    assert run.info["split"]["rule"] == "1 of 3 images held out"
+    held = int(run.info["split"]["validation"][0].split()[1].rstrip(","))
+    both = np.concatenate([i.read().ravel() for k, i in enumerate(images) if k != held])
+    assert run.normalisation.mean[0] == pytest.approx(both.mean())
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    for word in ("gpu", "cuda:x", "cpu:1"):
+        with pytest.raises(DeviceError, match="there is no device"):
+            choose_device(word)
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="CUDA was asked for and is not there"):
+            choose_device("cuda")
+    with pytest.raises(DeviceError):
+        choose_device("cuda:99")

@@ -1,0 +1,212 @@
+"""The training loop, top to bottom on one page. It knows a loss, a network and where to save, but no method.
+
+The same seed, machine and thread count give the same weights on the CPU, also over a kill and a resume: all
+randomness comes from two generators whose states are saved with everything else after each epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from math import cos, isfinite, pi
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..zoo.errors import TrainingError
+
+if TYPE_CHECKING:
+    from .patches import Patches
+    from .recipe import Recipe
+
+
+Loss = Callable[[Any, Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+"""(network, batch, generator) -> (scalar, parts); parts["pixels"] says how many pixels the scalar is a mean over."""
+
+VALIDATION_SEED = 20181127
+"""The validation hides the same pixels in every epoch and every run."""
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """The first step is about to be made; `epoch` epochs were done before (0 unless resumed)."""
+
+    folder: str
+    device: str
+    epochs: int
+    steps: int
+    epoch: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is over and saved. Losses are in units of the normalised image's variance; seconds of this epoch."""
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    val_loss: float
+    best: bool
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingDone:
+    """All epochs are done; `seconds` over all of them, also those before a resume."""
+
+    folder: str
+    epochs: int
+    best_epoch: int
+    best_val_loss: float
+    seconds: float
+
+
+Event = TrainingStarted | EpochDone | TrainingDone
+Watch = Callable[[Event], None]
+
+
+@dataclass
+class Plateau:
+    """Halve the learning rate when the validation stands still, as Keras does: when `patience` bad epochs are full."""
+
+    factor: float
+    patience: int
+    min_delta: float
+    best: float = float("inf")
+    bad: int = 0
+
+    def next(self, loss: float, lr: float) -> float:
+        """The learning rate after an epoch with this validation loss."""
+        if loss < self.best - self.min_delta:
+            self.best, self.bad = loss, 0
+            return lr
+        self.bad += 1
+        if self.bad < self.patience:
+            return lr
+        self.bad = 0
+        return lr * self.factor
+
+
+def cosine(lr: float, done: int, epochs: int) -> float:
+    """The learning rate after `done` of all epochs: from lr along half a cosine to 0 (Loshchilov and Hutter 2017)."""
+    return lr * 0.5 * (1 + cos(pi * done / epochs))
+
+
+@dataclass
+class State:
+    """How far a training has come: all that a resume needs."""
+
+    network: Any
+    optimiser: Any
+    plateau: Plateau
+    patches: torch.Generator
+    masks: torch.Generator
+    history: list[EpochDone] = field(default_factory=list)
+
+    @property
+    def best_val_loss(self) -> float:
+        """The lowest validation loss so far, infinity before the first epoch."""
+        return min((e.val_loss for e in self.history), default=float("inf"))
+
+    def dump(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that it can be read without running code."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "plateau": asdict(self.plateau),
+            "patches": self.patches.get_state(),
+            "masks": self.masks.get_state(),
+            "history": [asdict(e) for e in self.history],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from what `dump` gave."""
+        self.network.load_state_dict(saved["network"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.plateau = Plateau(**saved["plateau"])
+        self.patches.set_state(saved["patches"])
+        self.masks.set_state(saved["masks"])
+        self.history = [EpochDone(**e) for e in saved["history"]]
+
+
+def start(network: Any, recipe: Recipe, device: torch.device) -> State:
+    """A training that has not begun. Adam with Keras' eps (1e-7), which is ten times torch's."""
+    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, eps=1e-7)
+    plateau = Plateau(recipe.plateau_factor, recipe.plateau_patience, recipe.plateau_min_delta)
+    return State(
+        network,
+        optimiser,
+        plateau,
+        torch.Generator().manual_seed(recipe.seed),
+        torch.Generator(device).manual_seed(recipe.seed + 1),
+    )
+
+
+def fit(
+    state: State,
+    loss: Loss,
+    patches: Patches,
+    validation: list[Tensor],
+    recipe: Recipe,
+    *,
+    save: Callable[[State], None],
+    watch: Watch,
+) -> None:
+    """Train from where `state` is to the recipe's last epoch; `save` is called after each, then `watch`.
+
+    patches.batch(n) and validation: float32 (n, c, [z], y, x) on the device of the network.
+    Raises TrainingError for a loss that is not finite.
+    """
+    for epoch in range(len(state.history) + 1, recipe.epochs + 1):
+        began = time.perf_counter()
+        lr = state.optimiser.param_groups[0]["lr"]
+        total = 0.0
+        state.network.train()
+        for step in range(1, recipe.steps + 1):
+            batch = patches.batch(recipe.batch)
+            value, _ = loss(state.network, batch, state.masks)
+            state.optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            state.optimiser.step()
+            total += _finite(float(value.detach()), batch, f"epoch {epoch}, step {step} of {recipe.steps}")
+
+        val_loss = validate(state.network, loss, validation)
+        _finite(val_loss, validation[0], f"the validation of epoch {epoch}")
+        best = val_loss < state.best_val_loss
+        after = state.plateau.next(val_loss, lr)
+        if recipe.schedule == "cosine":
+            after = cosine(recipe.learning_rate, epoch, recipe.epochs)
+        for group in state.optimiser.param_groups:
+            group["lr"] = after
+        done = EpochDone(epoch, recipe.epochs, total / recipe.steps, val_loss, best, lr, time.perf_counter() - began)
+        state.history.append(done)
+        save(state)
+        watch(done)
+
+
+def validate(network: Any, loss: Loss, batches: list[Tensor]) -> float:
+    """The mean loss over the held-out batches with the network in eval mode; the hidden pixels are always the same."""
+    generator = torch.Generator(batches[0].device).manual_seed(VALIDATION_SEED)
+    network.eval()
+    total = pixels = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            value, parts = loss(network, batch, generator)
+            count = float(parts["pixels"])
+            total += float(value) * count
+            pixels += count
+    return total / max(pixels, 1.0)
+
+
+def _finite(value: float, batch: Tensor, where: str) -> float:
+    if isfinite(value):
+        return value
+    raise TrainingError(
+        f"the loss became {value} in {where}.",
+        where=f"the batch has values from {float(batch.min()):g} to {float(batch.max()):g} (normalised)",
+        mend="a smaller learning_rate; look for NaN or extreme pixels in the images",
+    )

@@ -1,0 +1,1 @@
+"""Networks: a class, its `config()`, and a line in the table `NETWORKS`."""

@@ -1,0 +1,211 @@
+"""The recipe: everything a training needs but the pixels, checked when it is made, in YAML and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..zoo.errors import RecipeError, nearest
+from ..zoo.image import Image
+from .patches import largest_patch, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+VOLUME = 8
+"""From this many z planes on, the guessed model is 3D."""
+
+
+def setting(default: Any, meaning: str, legal: str, **limits: Any) -> Any:
+    """A field of the recipe: what it means goes into the YAML, what is legal into the refusal."""
+    return Field(default, description=meaning, json_schema_extra={"legal": legal}, **limits)
+
+
+COUNT = "a whole number from 1"
+SIDES = "one whole number for each spatial axis, e.g. [64, 64] or [16, 64, 64]"
+
+
+class Recipe(BaseModel):
+    """How to train. Unknown keys and impossible values are refused with RecipeError, never with a traceback.
+
+    `Recipe.n2v(image)` guesses every setting from the image; `with_settings` changes some of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    method: Literal["n2v"] = setting("n2v", "what is learnt: n2v (Noise2Void, Krull et al. 2019)", "n2v")
+    dims: Literal[2, 3] = setting(2, "2: planes (y x), 3: volumes (z y x)", "2 or 3")
+    patch: tuple[int, ...] = setting((64, 64), "pixels of a training patch, [z], y, x", SIDES)
+    batch: int = setting(8, "patches in one step", COUNT, ge=1)
+    epochs: int = setting(30, "how often the validation is looked at", COUNT, ge=1)
+    steps: int = setting(30, "training steps in one epoch", COUNT, ge=1)
+    learning_rate: float = setting(1e-3, "Adam's step size at the start", "a number above 0, e.g. 4e-4", gt=0, lt=10)
+    schedule: Literal["cosine", "plateau"] = setting(
+        "cosine",
+        "how it falls: along half a cosine to 0 in the last epoch, or whenever the validation stands still",
+        "cosine or plateau",
+    )
+    plateau_factor: float = setting(
+        0.5,
+        "plateau: the learning rate is multiplied by this when the validation stands still",
+        "above 0 and below 1",
+        gt=0,
+        lt=1,
+    )
+    plateau_patience: int = setting(
+        10, "plateau: that is, after this many epochs without a better validation loss", COUNT, ge=1
+    )
+    plateau_min_delta: float = setting(1e-4, "plateau: better means lower by more than this", "a number from 0", ge=0)
+    mask_percent: float = setting(
+        1.5, "percent of the pixels of a patch that are hidden in each step", "above 0, at most 50", gt=0, le=50
+    )
+    mask_radius: int = setting(5, "hidden pixels are replaced by one at most this far away (pixels)", COUNT, ge=1)
+    manipulator: Literal["uniform_withCP", "uniform_withoutCP"] = setting(
+        "uniform_withCP",
+        "how they are replaced: by any pixel nearby, the pixel itself included (withCP) or not (withoutCP)",
+        "uniform_withCP or uniform_withoutCP",
+    )
+    depth: int = setting(2, "poolings of the U-Net", "a whole number from 1 to 5", ge=1, le=5)
+    filters: int = setting(32, "channels of its first level; they double with every pooling", COUNT, ge=1)
+    kernel: tuple[int, ...] = setting((3, 3), "sides of its convolutions, [z], y, x", "odd whole numbers, one an axis")
+    pool: tuple[int, ...] = setting(
+        (2, 2), "what it pools by, [z], y, x; 1 leaves an axis alone", "1 or 2, one an axis"
+    )
+    residual: bool = setting(False, "the network predicts what to add to its input", "true or false")
+    loss: Literal["mse"] = setting("mse", "mean squared error over the hidden pixels", "mse")
+    augment: bool = setting(True, "turn and mirror patches at random in y and x", "true or false")
+    channels: Literal["independent"] = setting(
+        "independent", "every channel has a network of its own, so that none leaks into another", "independent"
+    )
+    validation: float = setting(
+        0.1, "share of the pixels that is held out: whole files, planes or a strip", "from 0.01 to 0.5", ge=0.01, le=0.5
+    )
+    allow_nan: bool = setting(False, "leave out NaN and infinite pixels instead of refusing them", "true or false")
+    seed: int = setting(
+        0, "same seed, machine and thread count: same weights (on the CPU)", "a whole number from 0", ge=0
+    )
+
+    def __init__(self, **settings: Any) -> None:
+        """Raise RecipeError for an unknown key (with the nearest known one) and for an impossible value."""
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_per_axis(cls, values: Any) -> Any:
+        """kernel 3 -> (3, 3) or (3, 3, 3), pool 2 -> (2, 2) or (1, 2, 2): as the missing ones, they follow `dims`."""
+        dims = values.get("dims", 2)
+        if dims not in (2, 3):
+            return values
+        full = {"patch": (64, 64) if dims == 2 else (16, 64, 64), "kernel": (3,) * dims, "pool": (1, 2, 2)[-dims:]}
+        values = full | values
+        for key in ("patch", "kernel", "pool"):
+            value = values[key]
+            if isinstance(value, int) and not isinstance(value, bool):
+                values[key] = (1,) * (dims - 2) + (value, value) if key == "pool" else (value,) * dims
+        return values
+
+    @model_validator(mode="after")
+    def _axes_agree(self) -> Self:
+        for key in ("patch", "kernel", "pool"):
+            if len(getattr(self, key)) != self.dims:
+                raise ValueError(f"{key}|has {len(getattr(self, key))} numbers for {self.dims} axes")
+        for key, good in (
+            ("kernel", lambda k: k > 0 and k % 2),
+            ("pool", lambda p: p in (1, 2)),
+            ("patch", lambda p: p > 0),
+        ):
+            if not all(good(v) for v in getattr(self, key)):
+                raise ValueError(f"{key}|")
+        for side, step in zip(self.patch, self.step, strict=True):
+            if side % step:
+                lower = side // step * step
+                legal = f"{lower} or {lower + step}" if lower else f"{step}"
+                raise ValueError(f"patch|{side} is not a multiple of {step}: use {legal}")
+        return self
+
+    @property
+    def step(self) -> tuple[int, ...]:
+        """What sides must be multiples of, one a spatial axis."""
+        return tuple(int(p) ** self.depth for p in self.pool)
+
+    @classmethod
+    def n2v(cls, image: Image | Sequence[Image], **overrides: Any) -> Self:
+        """Noise2Void for an image or several; what is not given is guessed from them.
+
+        3D from VOLUME z planes on; the patch shrinks where an image holds no larger one beside its validation strip.
+        Raises RecipeError for an unknown or impossible setting, AxesError for dims 3 without z.
+        """
+        images = [image] if isinstance(image, Image) else list(image)
+        deep = min((i.size("z") for i in images), default=1)
+        settings: dict[str, Any] = {"method": "n2v", "dims": 3 if deep >= VOLUME else 2} | overrides
+        first = cls(**settings)
+        if first.dims == 3:
+            guess = {"batch": 2, "epochs": 25, "steps": 40, "filters": 16, "mask_percent": 0.5}
+            first = cls(**(guess | settings))
+        if "patch" not in overrides:
+            patch = first.patch
+            for one in images:
+                sides = shape_of(one, first.dims)[1]
+                best = largest_patch(sides, first.step, first.validation, len(images) == 1)
+                patch = tuple(min(p, b) if b else p for p, b in zip(patch, best, strict=True))
+            first = first.with_settings({"patch": patch})
+        return first
+
+    @classmethod
+    def make(cls, settings: Mapping[str, Any]) -> Self:
+        """From a mapping, e.g. the contents of a YAML file. Raises RecipeError."""
+        return cls(**{str(key): value for key, value in settings.items()})
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+        """The same recipe with some settings changed. Raises RecipeError."""
+        return self.make(self.model_dump() | dict(settings))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a recipe file. Raises RecipeError for a missing file, broken YAML, unknown or impossible settings."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise RecipeError(f"{path} is no recipe; a recipe has lines such as 'epochs: 20'.")
+        return cls.make(values)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, every setting with a comment that says what it means."""
+        lines = ["# How this model is trained. Every line may be edited; unknown names are refused."]
+        for name, field in type(self).model_fields.items():
+            value = self.model_dump(mode="json")[name]
+            text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+            lines.append(f"{f'{name}: {text}':32}  # {field.description}")
+        return "\n".join(lines) + "\n"
+
+
+def _refusal(error: ValidationError) -> RecipeError:
+    """The first complaint of pydantic in the words of the house."""
+    first = error.errors()[0]
+    fields = Recipe.model_fields
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][0])
+        return RecipeError(
+            f"a recipe has no setting {key!r}{nearest(key, fields)}.", mend=f"settings: {', '.join(fields)}"
+        )
+    if first["loc"]:
+        key, detail, value = str(first["loc"][0]), "", first["input"]
+        if len(first["loc"]) > 1:
+            detail = f"{value!r} is not a whole number"
+        shown = detail or repr(value)
+    else:  # raised by _axes_agree, as "setting|detail"
+        key, _, detail = str(first["ctx"]["error"]).partition("|")
+        shown = detail or "not possible"
+    extra: Any = fields[key].json_schema_extra
+    return RecipeError(f"{key}: {shown}; it must be {extra['legal']}.", where=f"setting {key!r} of the recipe")

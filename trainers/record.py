@@ -1,0 +1,267 @@
+"""The run folder: it says by itself what was trained, on what, how far it came and how good it is.
+
+recipe.yaml run.json best.pt last.pt checkpoint.pt loss.csv loss.png validation.npy validation.png
+Every file is written beside and renamed, so that a kill at any time leaves a folder that can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..zoo.errors import OutputError
+from ..zoo.normalise import Normalisation
+from ..zoo.pictures import contrast, loss_curve, side_by_side
+from .loop import EpochDone
+from .networks.unet import build
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from .loop import State
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training on disk. `info` is what run.json says: normalisation, network, geometry, split, ..."""
+
+    folder: Path
+    recipe: Recipe
+    info: dict[str, Any]
+
+    @property
+    def losses(self) -> list[EpochDone]:
+        """One entry an epoch."""
+        return [EpochDone(**e) for e in self.info["history"]]
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the network was trained with; the same for every image it will ever see."""
+        n = self.info["normalisation"]
+        return Normalisation(tuple(n["mean"]), tuple(n["std"]))
+
+    @property
+    def state(self) -> str:
+        """`running` (or killed), `stopped` or `done`."""
+        return str(self.info["state"])
+
+    @property
+    def validation(self) -> NDArray[Any]:
+        """A patch that was held out: (c, [z], y, x), grey values and dtype of the image."""
+        return np.load(self.folder / "validation.npy")
+
+    def network(self, which: str = "best") -> Any:
+        """The trained network in eval mode on the CPU; `best` by validation loss or `last`.
+
+        Raises OutputError before the first epoch is done.
+        """
+        path = self.folder / f"{which}.pt"
+        if not path.is_file():
+            raise OutputError(f"{self.folder} has no {which}.pt: no epoch was finished.", mend="train it further")
+        with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced at once
+            network = build(self.info["network"])
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return network.eval()
+
+    def __repr__(self) -> str:
+        """Folder, method, state and how many epochs are done."""
+        done = len(self.info["history"])
+        return f"Run({str(self.folder)!r}, {self.recipe.method} {self.recipe.dims}D, {self.state}, {done} epochs)"
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a run folder. Raises OutputError for one that is not a run of voidzoo."""
+    folder = Path(folder)
+    info = _info(folder)
+    if info is None:
+        raise OutputError(f"{folder} is no run folder: it has no run.json.", mend="the folder that train wrote to")
+    return Run(folder, Recipe.make(info["recipe"]), info)
+
+
+class Recorder:
+    """Writes a run folder while it grows. `resumed` is the checkpoint to continue from, if there is one."""
+
+    def __init__(self, folder: str | Path, recipe: Recipe, info: Mapping[str, Any]) -> None:
+        """Take a new or empty folder, or continue the same training in it.
+
+        Raises OutputError for a folder with other files, and for another recipe or other data. With the
+        schedule `plateau` the number of epochs may be raised: that continues the run.
+        """
+        self.folder = Path(folder)
+        self.resumed: dict[str, Any] | None = None
+        self.info: dict[str, Any] = {
+            "format": FORMAT,
+            "state": "running",
+            "recipe": recipe.model_dump(mode="json"),
+            "history": [],
+            **json.loads(json.dumps(dict(info))),
+        }
+        old = _info(self.folder)
+        if old is None:
+            _refuse_foreign(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            _refuse_other(self.folder, old, self.info)
+            self.info = old | self.info | {"history": old["history"], "state": old["state"]}
+            if (self.folder / "checkpoint.pt").is_file():
+                self.resumed = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+                self._count([EpochDone(**e) for e in self.resumed["history"]])  # run.json may be one epoch behind
+
+    @property
+    def run(self) -> Run:
+        """The folder as it is now."""
+        return Run(self.folder, Recipe.make(self.info["recipe"]), self.info)
+
+    @property
+    def done(self) -> bool:
+        """All epochs were done before, and everything is written."""
+        return self.info["state"] == "done" and len(self.info["history"]) >= self.info["recipe"]["epochs"]
+
+    def begin(self, recipe: Recipe, patch: NDArray[Any]) -> None:
+        """Write what is known before the first step; patch: raw (c, [z], y, x) from the held-out part."""
+        self.info["state"] = "running"
+        self.info["validation_patch"] = {
+            "axes": "czyx" if patch.ndim == 4 else "cyx",
+            "shape": list(patch.shape),
+            "dtype": str(patch.dtype),
+        }
+        _write(self.folder / "recipe.yaml", lambda p: p.write_text(recipe.to_yaml(), encoding="utf-8"))
+        _write(self.folder / "validation.npy", lambda p: _save_npy(p, patch))
+        self._write_info()
+
+    def save(self, state: State) -> None:
+        """After an epoch: weights first, then the checkpoint that counts them as done, then what people read."""
+        weights = state.network.state_dict()
+        last = state.history[-1]
+        if last.best:
+            _write(self.folder / "best.pt", lambda p: torch.save(weights, p))
+        _write(self.folder / "last.pt", lambda p: torch.save(weights, p))
+        _write(self.folder / "checkpoint.pt", lambda p: torch.save(state.dump(), p))
+        self._count(state.history)
+        _write(self.folder / "loss.csv", lambda p: p.write_text(_csv(state.history), encoding="utf-8"))
+        self._write_info()
+
+    def _count(self, history: list[EpochDone]) -> None:
+        best = min(history, key=lambda e: e.val_loss)
+        self.info |= {
+            "history": [asdict(e) for e in history],
+            "epochs_done": history[-1].epoch,
+            "best_epoch": best.epoch,
+            "best_val_loss": best.val_loss,
+            "seconds": sum(e.seconds for e in history),
+        }
+
+    def end(self, state: str, denoise: Callable[[Any, NDArray[Any]], NDArray[Any]] | None = None) -> Run:
+        """The last words: `done` or `stopped`; with `denoise` also the pictures, from the best weights."""
+        run = self.run
+        if denoise is not None and self.info["history"]:
+            history = run.losses
+            loss_curve(
+                [e.epoch for e in history],
+                [e.train_loss for e in history],
+                [e.val_loss for e in history],
+                self.folder / "loss.png",
+                "mean squared error of hidden pixels (variances of the image)",
+            )
+            raw = run.validation
+            validation_picture(raw, denoise(run.network(), raw), self.folder / "validation.png")
+        self.info["state"] = state
+        self._write_info()
+        return run
+
+    def _write_info(self) -> None:
+        _write(self.folder / "run.json", lambda p: p.write_text(json.dumps(self.info, indent=1), encoding="utf-8"))
+
+
+def validation_picture(raw: NDArray[Any], denoised: NDArray[Any], path: Path) -> None:
+    """Noisy, denoised and residual of the first channel's (middle) plane, (c, [z], y, x), full resolution.
+
+    Noisy and denoised have the same grey scale; the residual (noisy - denoised) has one of the same width around 0,
+    so that structure in it shows signal that was taken for noise.
+    """
+    noisy, clean = (np.asarray(a[0], np.float32) for a in (raw, denoised))
+    where = ""
+    if noisy.ndim == 3:
+        z = noisy.shape[0] // 2
+        noisy, clean, where = noisy[z], clean[z], f" z {z}"
+    low, high = contrast(noisy)
+    half = (high - low) / 2
+    side_by_side(
+        [noisy, clean, noisy - clean],
+        [f"noisy{where}  {low:.4g}..{high:.4g}", f"denoised{where}  {low:.4g}..{high:.4g}", f"residual  +-{half:.4g}"],
+        [(low, high), (low, high), (-half, half)],
+        path,
+        factor=max(1, 384 // max(noisy.shape)),
+    )
+
+
+def _info(folder: Path) -> dict[str, Any] | None:
+    """What run.json says, None without one. Raises OutputError when it is not one of ours."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        known = isinstance(info, dict) and info.get("format") == FORMAT and "recipe" in info
+    except ValueError:
+        known = False
+    if not known:
+        raise OutputError(f"{path} was not written by this version of voidzoo.", mend="choose another folder")
+    return info
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; a run is a folder.", mend="choose another folder")
+    others = sorted(p.name for p in folder.iterdir() if p.suffix != ".part") if folder.is_dir() else []
+    if others:
+        raise OutputError(
+            f"{folder} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and no run.",
+            mend="choose another folder",
+        )
+
+
+def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to continue a training with another recipe or other images, saying what differs."""
+    mend = "choose another folder, or continue it with what it was begun with"
+    keys = [k for k in new["recipe"] if old["recipe"].get(k) != new["recipe"][k]]
+    plateau = new["recipe"]["schedule"] == "plateau"  # a cosine would have been another one from the start
+    if plateau and keys == ["epochs"] and new["recipe"]["epochs"] >= len(old["history"]):
+        keys = []
+    if keys:
+        differ = ", ".join(f"{k} {old['recipe'].get(k)}, now {new['recipe'][k]}" for k in keys)
+        raise OutputError(f"{folder} was begun with another recipe: {differ}.", mend=mend)
+    for part in ("images", "normalisation"):
+        if old.get(part) != new.get(part):
+            names = ", ".join(i["name"] for i in old.get("images", []))
+            raise OutputError(f"{folder} was begun with other images: {names}.", where=f"the {part} differ", mend=mend)
+
+
+def _csv(history: list[EpochDone]) -> str:
+    rows = [f"{e.epoch},{e.train_loss:.8g},{e.val_loss:.8g},{int(e.best)},{e.lr:.6g},{e.seconds:.3f}" for e in history]
+    return "\n".join(["epoch,train_loss,val_loss,best,lr,seconds", *rows, ""])
+
+
+def _save_npy(path: Path, array: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside, then rename: nobody sees half a file."""
+    beside = path.with_name(path.name + ".part")
+    write(beside)
+    with beside.open("rb+") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,291 @@
+"""From a recipe and images to a run folder: statistics, split, patches, loop, record."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..zoo.axes import describe
+from ..zoo.errors import AxesError, DeviceError
+from ..zoo.image import Image
+from ..zoo.normalise import Normalisation, Statistics
+from ..zoo.pictures import contrast
+from . import n2v
+from .loop import TrainingDone, TrainingStarted, fit, start
+from .networks.unet import geometry, parameter_count
+from .patches import Box, Patches, Split, load, raw_sample, sample_axes, shape_of, split, validation_batches
+from .recipe import Recipe
+from .record import Recorder, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .loop import Watch
+
+
+METHODS = {"n2v": n2v}
+"""A method is a module with `network(recipe, channels)` and `loss(recipe)`."""
+PATCH_2D = (128, 192)
+PATCH_3D = (16, 64, 96)
+
+
+def train(
+    recipe: Recipe | None,
+    image: Image | Sequence[Image],
+    folder: str | Path,
+    *,
+    watch: Watch | None = None,
+    device: str = "auto",
+) -> Run:
+    """Train on an image or several (same channels) and write everything into `folder`; without recipe: n2v, guessed.
+
+    The same call again continues a training that was stopped or killed, and returns one that is done. `watch` gets
+    TrainingStarted, EpochDone (after the epoch is on disk) and TrainingDone.
+    Raises SizeError, ValuesError or AxesError for images that cannot be trained on, OutputError for a folder that
+    is taken, DeviceError for a device that is not there, TrainingError for a loss that is not finite.
+    """
+    images = [image] if isinstance(image, Image) else list(image)
+    recipe = recipe or Recipe.n2v(images)
+    watch = watch or (lambda _: None)
+    where = choose_device(device)
+    _same_channels(images)
+
+    parts = split(
+        [shape_of(i, recipe.dims) for i in images],
+        recipe.patch,
+        recipe.step,
+        fraction=recipe.validation,
+        seed=recipe.seed,
+        names=[i.name for i in images],
+    )
+    normalisation, left_out = _fit_normalisation(images, parts, recipe)
+
+    method = METHODS[recipe.method]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = method.network(recipe, images[0].size("c"))
+    recorder = Recorder(
+        folder,
+        recipe,
+        _describe(recipe, images, parts, normalisation=normalisation, left_out=left_out, network=network, device=where),
+    )
+    if recorder.done:
+        return recorder.run
+
+    tensors = [load(i, recipe.dims, normalisation) for i in images]
+    recorder.info["intensity_range"] = _intensity_range(tensors, normalisation)
+    recorder.begin(recipe, _validation_patch(images, parts, recipe))
+    tensors = [t.to(where) for t in tensors]
+    network = network.to(where, memory_format=torch.channels_last if recipe.dims == 2 else torch.channels_last_3d)
+    state = start(network, recipe, where)
+    if recorder.resumed is not None:
+        state.restore(recorder.resumed)
+    patches = Patches(tensors, parts.train, recipe.patch, state.patches, recipe.augment)
+    validation = validation_batches(tensors, parts.validation, recipe.patch, recipe.step, recipe.batch)
+
+    watch(
+        TrainingStarted(
+            str(folder), str(where), recipe.epochs, recipe.steps, len(state.history), parameter_count(network)
+        )
+    )
+    try:
+        fit(state, method.loss(recipe), patches, validation, recipe, save=recorder.save, watch=watch)
+    except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
+        recorder.end("stopped")
+        raise
+    run = recorder.end("done", lambda net, raw: denoise(net, normalisation, raw))
+    info = run.info
+    watch(TrainingDone(str(folder), len(run.losses), info["best_epoch"], info["best_val_loss"], info["seconds"]))
+    return run
+
+
+def denoise(network: Any, normalisation: Normalisation, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """The whole image through the network at once. (c, [z], y, x) of any dtype -> float32 grey values, same shape.
+
+    The image is extended at the end of each axis (mirrored) to a multiple of the network's step, and cropped back.
+    """
+    steps = [g.step for g in geometry(network.config()).values()]
+    pad = [(0, 0), *((0, -n % s) for n, s in zip(pixels.shape[1:], steps, strict=True))]
+    x = np.pad(normalisation.apply(pixels), pad, mode="symmetric")
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    with torch.inference_mode():
+        y = network(torch.from_numpy(x)[None].to(device))[0].cpu().numpy()
+    network.train(training)
+    return normalisation.invert(y[tuple(slice(0, n) for n in (y.shape[0], *pixels.shape[1:]))])
+
+
+def choose_device(word: str) -> torch.device:
+    """auto, cpu, cuda, cuda:1, mps -> a device that is there; auto takes CUDA, then MPS, then the CPU.
+
+    Raises DeviceError for another word, and for a device that was asked for and is not there.
+    """
+    kind, _, index = word.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+        raise DeviceError(f"there is no device {word!r}.", mend="--device auto, cpu, cuda, cuda:1 or mps")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if kind == "auto":
+        return torch.device("cuda" if gpus else "mps" if mps else "cpu")
+    if kind == "cuda" and not gpus:
+        build = "was built without CUDA" if torch.version.cuda is None else f"(CUDA {torch.version.cuda}) finds no GPU"
+        raise DeviceError(
+            "CUDA was asked for and is not there.",
+            where=f"torch {torch.__version__} {build}",
+            mend="--device cpu, or a driver and a torch that fit together",
+        )
+    if kind == "cuda" and int(index or 0) >= gpus:
+        raise DeviceError(f"{word} was asked for; the GPUs here are cuda:0 to cuda:{gpus - 1}.", mend="--device cuda:0")
+    if kind == "mps" and not mps:
+        raise DeviceError(
+            "mps was asked for and is not there (it needs a Mac with Apple silicon).", mend="--device cpu"
+        )
+    return torch.device(word)
+
+
+def _same_channels(images: Sequence[Image]) -> None:
+    counts = {i.size("c") for i in images}
+    if len(counts) > 1:
+        first, other = images[0], next(i for i in images if i.size("c") != images[0].size("c"))
+        raise AxesError(
+            f"{first.name} has {first.size('c')} channels, {other.name} has {other.size('c')}; "
+            "one model is trained on images with the same channels.",
+            where=f"{other.name} is {describe(other.axes, other.shape)}",
+        )
+
+
+def _regions(image: Image, box: Box, dims: int) -> list[dict[str, slice]]:
+    """A box as regions of the image by letter, one a sample (one in all when it is the whole image)."""
+    samples, sides = shape_of(image, dims)
+    if box.samples == (0, samples) and box.sides == sides:
+        return [{}]
+    space = {a: slice(*span) for a, span in zip("zyx"[-dims:], box.space, strict=True) if a in image.axes}
+    return [space | {a: slice(i, i + 1) for a, i in _at(image, n, dims).items()} for n in range(*box.samples)]
+
+
+def _at(image: Image, sample: int, dims: int) -> dict[str, int]:
+    """Where the n-th sample lies along t and z."""
+    letters = sample_axes(image, dims)
+    index = np.unravel_index(sample, tuple(image.size(a) for a in letters)) if letters else ()
+    return {a: int(i) for a, i in zip(letters, index, strict=True)}
+
+
+def _fit_normalisation(images: Sequence[Image], parts: Split, recipe: Recipe) -> tuple[Normalisation, tuple[int, ...]]:
+    """Mean and std of the training pixels only, and how many pixels of each channel are not finite.
+
+    The held-out pixels are looked at too, so that a NaN among them is refused now.
+    """
+
+    def statistics(boxes: Sequence[Box]) -> Statistics:
+        found = [
+            Statistics.of(images[i], regions, allow_nan=recipe.allow_nan)
+            for i in sorted({b.image for b in boxes})
+            if (regions := [r for b in boxes if b.image == i for r in _regions(images[i], b, recipe.dims)])
+        ]
+        total = found[0]
+        for other in found[1:]:
+            total = total.merge(other)
+        return total
+
+    training = statistics(parts.train)
+    left_out = training.left_out
+    if any(i.dtype.kind == "f" for i in images):
+        left_out = training.merge(statistics(parts.validation)).left_out
+    names = ", ".join(i.name for i in images[:3]) + (", ..." if len(images) > 3 else "")
+    return Normalisation.fit(training, names, images[0].channel_names()), left_out
+
+
+def _intensity_range(tensors: Sequence[Tensor], normalisation: Normalisation) -> list[list[float]]:
+    """Per channel the 0.1 and 99.9 percentile in grey values, over a sample of all images."""
+    ranges = []
+    for c, (mean, std) in enumerate(zip(normalisation.mean, normalisation.std, strict=True)):
+        every = max(1, sum(t[:, c].numel() for t in tensors) // 1_000_000)
+        values = np.concatenate([t[:, c].numpy().reshape(-1)[::every] for t in tensors])
+        ranges.append([v * std + mean for v in contrast(values)])
+    return ranges
+
+
+def _validation_patch(images: Sequence[Image], parts: Split, recipe: Recipe) -> NDArray[Any]:
+    """A raw patch (c, [z], y, x) of the held-out part, PATCH_2D or PATCH_3D or what fits, sides multiples of the step.
+
+    Of at most 64 places the one with the most contrast, so that it does not show an empty corner.
+    """
+    best, contrast_there = None, -1.0
+    want = PATCH_2D if recipe.dims == 2 else PATCH_3D
+    boxes = [Box(b.image, (n, n + 1), b.space) for b in parts.validation for n in np.linspace(*_ends(b), 8).astype(int)]
+    for box in boxes[:: max(1, len(boxes) // 16)]:
+        image = images[box.image]
+        pixels = raw_sample(image, recipe.dims, _at(image, box.samples[0], recipe.dims), box)
+        sides = [min(w, n) // s * s for w, n, s in zip(want, box.sides, recipe.step, strict=True)]
+        for share in (0.5, 0.0, 0.25, 0.75, 1.0):
+            corner = [int(share * (n - side)) for n, side in zip(box.sides, sides, strict=True)]
+            part = pixels[(slice(None), *(slice(c, c + side) for c, side in zip(corner, sides, strict=True)))]
+            spread = float(np.nanstd(part[0].astype(np.float32)))
+            if best is None or spread > contrast_there:
+                best, contrast_there = part, spread
+    if best is None:  # no box at all cannot be; the split always holds something out
+        raise AssertionError
+    finite = np.isfinite(best) if best.dtype.kind == "f" else None
+    return best if finite is None or finite.all() else np.where(finite, best, best[finite].mean()).astype(best.dtype)
+
+
+def _ends(box: Box) -> tuple[int, int]:
+    return box.samples[0], box.samples[1] - 1
+
+
+def _describe(
+    recipe: Recipe,
+    images: Sequence[Image],
+    parts: Split,
+    *,
+    normalisation: Normalisation,
+    left_out: tuple[int, ...],
+    network: Any,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What run.json says before the first step."""
+    axes = "zyx"[-recipe.dims :]
+    config = network.config()
+    return {
+        "method": recipe.method,
+        "seed": recipe.seed,
+        "device": str(device) if device.type == "cpu" else f"{device} {_device_name(device)}",
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "images": [
+            {
+                "name": i.name,
+                "axes": i.axes,
+                "shape": list(i.shape),
+                "dtype": str(i.dtype),
+                "pixel_size": asdict(i.pixel_size),
+                "channels": list(i.channel_names()),
+            }
+            for i in images
+        ],
+        "channels": list(images[0].channel_names()),
+        "pixel_size": asdict(images[0].pixel_size),
+        "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
+        "left_out": list(left_out),
+        "network": config,
+        "parameters": parameter_count(network),
+        "geometry": {a: asdict(g) for a, g in geometry(config).items()},
+        "split": {
+            "rule": parts.rule,
+            "train": [b.describe(axes) for b in parts.train],
+            "validation": [b.describe(axes) for b in parts.validation],
+        },
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type

@@ -1,0 +1,63 @@
+"""voidzoo: self-supervised denoisers and few-label segmenters for microscopy, from training to images of any size.
+
+Nothing is imported before it is used: `import voidzoo` loads neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import plan, predict, train
+    from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
+    from .infer.plan import Plan
+    from .infer.run import Result
+    from .trainers.record import Run, load_run
+    from .trainers.recipe import Recipe
+    from .zoo.errors import ProofFailed, VoidzooError
+    from .zoo.image import Image, PixelSize
+    from .zoo.open import open_image
+    from .zoo.package import Package, open_package
+    from .zoo.version import __version__
+
+_WHERE = {
+    "BlockDone": "infer.events",
+    "BlockFailed": "infer.events",
+    "Done": "infer.events",
+    "Image": "zoo.image",
+    "Package": "zoo.package",
+    "PixelSize": "zoo.image",
+    "Plan": "infer.plan",
+    "PlanMade": "infer.events",
+    "ProofFailed": "zoo.errors",
+    "Recipe": "trainers.recipe",
+    "Result": "infer.run",
+    "Run": "trainers.record",
+    "StageStarted": "infer.events",
+    "VoidzooError": "zoo.errors",
+    "__version__": "zoo.version",
+    "load_run": "trainers.record",
+    "open_image": "zoo.open",
+    "open_package": "zoo.package",
+    "plan": "api",
+    "predict": "api",
+    "train": "api",
+}
+
+__all__ = [  # noqa: PLE0604  (names of the lazy table; `export` is the room, which can be called)
+    *(name for name in _WHERE if not name.startswith("_")),
+    "export",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    if name in ("export", "infer", "trainers", "zoo"):
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'voidzoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

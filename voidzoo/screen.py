@@ -1,0 +1,150 @@
+"""Listeners: a progress bar in a terminal, a line a minute in a log, a JSON object a line for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
+from .infer.report import duration, plan_text, size_text
+
+EVERY = 60.0
+"""Seconds between two progress lines where no terminal is watching."""
+
+
+def listener(*, as_json: bool = False, quiet: bool = False, log: Path | None = None) -> Callable[[Any], None]:
+    """Who tells the person or program at the other end of stdout what happens."""
+    tell: Callable[[Any], None] = _silent if quiet else _as_json if as_json else Screen()
+    if log is None:
+        return tell
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("a", encoding="utf-8")
+
+    def both(event: Any) -> None:
+        file.write(event_json(event) + "\n")
+        file.flush()
+        tell(event)
+
+    return both
+
+
+def say(text: str = "") -> None:
+    """A line on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _silent(event: Any) -> None:
+    if isinstance(event, BlockFailed):
+        warn(_failed(event))
+
+
+def _as_json(event: Any) -> None:
+    say(event_json(event))
+
+
+def event_json(event: Any) -> str:
+    """An event as one line of JSON, with its name under `event` and the time in s since 1970 under `at`."""
+    if isinstance(event, PlanMade):
+        fields: dict[str, Any] = {"done": event.done, "plan": event.plan.to_json()}
+    elif isinstance(event, BlockFailed):
+        fields = {"index": event.index, "where": event.where, "error": str(event.error)}
+    elif dataclasses.is_dataclass(event) and not isinstance(event, type):
+        fields = dataclasses.asdict(event)
+    else:
+        fields = {"text": str(event)}
+    return json.dumps({"event": type(event).__name__, "at": round(time.time(), 3), **fields}, default=str)
+
+
+class Screen:
+    """For people: the plan, one line of progress that rewrites itself, failures, stages."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self._last = 0.0
+        self._open = False
+
+    def __call__(self, event: Any) -> None:
+        """Show an event."""
+        name = type(event).__name__
+        shown = getattr(self, f"_{name}", None)
+        if shown is not None:
+            shown(event)
+
+    def _line(self, text: str, *, final: bool = False) -> None:
+        """Progress: rewritten in a terminal, now and then elsewhere."""
+        now = time.monotonic()
+        if self.terminal:
+            sys.stdout.write("\r\x1b[2K" + text)
+            sys.stdout.flush()
+            self._open = True
+            if final:
+                self._close()
+        elif final or now - self._last >= EVERY:
+            say(text)
+            self._last = now
+
+    def _close(self) -> None:
+        if self._open:
+            sys.stdout.write("\n")
+            self._open = False
+
+    def _PlanMade(self, event: PlanMade) -> None:  # noqa: N802  (named after the event)
+        say(plan_text(event.plan))
+        self._last = time.monotonic()
+        if event.done:
+            say(f"Continuing: {event.done:,} of {event.plan.n_blocks:,} blocks are done.")
+
+    def _BlockDone(self, event: BlockDone) -> None:  # noqa: N802
+        share = event.done / event.total
+        rate = event.seconds / max(1, event.done)
+        left = f"   left {duration((event.total - event.done) * rate)}" if event.done < event.total else ""
+        self._line(f"blocks   {event.done:,}/{event.total:,}   {share:.0%}   {duration(event.seconds)}{left}",
+                   final=event.done == event.total)  # fmt: skip
+
+    def _BlockFailed(self, event: BlockFailed) -> None:  # noqa: N802
+        self._close()
+        warn(_failed(event))
+
+    def _StageStarted(self, event: StageStarted) -> None:  # noqa: N802
+        say({"pyramid": "pyramid  smaller levels", "tiff": "tiff     writing pages"}.get(event.name, event.name))
+
+    def _Done(self, event: Done) -> None:  # noqa: N802
+        self._close()
+        if not event.seconds:
+            say(f"{event.path} is complete already.")
+
+    def _TrainingStarted(self, event: Any) -> None:  # noqa: N802
+        say(f"network  {event.parameters:,} parameters on {event.device}")
+        if event.done:
+            say(f"Continuing after epoch {event.done}.")
+        self._last = time.monotonic()
+
+    def _EpochDone(self, event: Any) -> None:  # noqa: N802
+        best = "   best so far" if event.best else ""
+        self._line(
+            f"epoch    {event.epoch}/{event.epochs}   train {event.train_loss:.4f}   validation {event.val_loss:.4f}"
+            f"   {event.seconds:.1f} s{best}",
+            final=event.epoch == event.epochs,
+        )
+
+    def _TrainingDone(self, event: Any) -> None:  # noqa: N802
+        self._close()
+
+
+def _failed(event: BlockFailed) -> str:
+    return f"failed   block {event.index} ({event.where}): {event.error}"
+
+
+__all__ = ["Screen", "duration", "event_json", "listener", "say", "size_text", "warn"]

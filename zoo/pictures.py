@@ -1,0 +1,115 @@
+"""Pictures for people: PNG at full resolution on a grey scale that is said, and the curve of a loss."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import SizeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+GAP = 8
+"""White pixels between pictures side by side."""
+LABEL = 18
+"""Height in pixels of the line of text above a picture."""
+
+
+def contrast(pixels: NDArray[Any], low: float = 0.1, high: float = 99.9) -> tuple[float, float]:
+    """The grey values at two percentiles, any axes, at most a million evenly spaced finite pixels looked at."""
+    flat = pixels.reshape(-1)
+    flat = flat[:: max(1, flat.size // 1_000_000)].astype(np.float64)
+    flat = flat[np.isfinite(flat)]
+    if not flat.size:
+        return 0.0, 1.0
+    a, b = np.percentile(flat, (low, high))
+    return float(a), float(b)
+
+
+def stretch(plane: NDArray[Any], grey: tuple[float, float]) -> NDArray[np.uint8]:
+    """A plane (y, x) of any dtype -> uint8: grey[0] and below black, grey[1] and above white, NaN black."""
+    if plane.ndim != 2:
+        raise SizeError(f"a picture is a plane (y, x); this array has {plane.ndim} axes.")
+    low, high = grey
+    scaled = (plane.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
+    return (np.nan_to_num(np.clip(scaled, 0, 1)) * 255 + 0.5).astype(np.uint8)
+
+
+def enlarge(plane: NDArray[Any], factor: int) -> NDArray[Any]:
+    """Every pixel as a square of factor x factor pixels, nothing interpolated. (y, x) -> (y * factor, x * factor)."""
+    return plane.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def to_png(plane: NDArray[Any], path: str | Path, grey: tuple[float, float] | None = None) -> None:
+    """Write a plane (y, x) as a PNG of the same number of pixels, stretched between two grey values."""
+    from PIL import Image as Pillow
+
+    _write(Pillow.fromarray(stretch(plane, grey or contrast(plane))), Path(path))
+
+
+def side_by_side(
+    planes: Sequence[NDArray[Any]],
+    labels: Sequence[str],
+    greys: Sequence[tuple[float, float]],
+    path: str | Path,
+    factor: int = 1,
+) -> None:
+    """Write planes (y, x) next to each other, each under its label, each stretched between its own grey values.
+
+    Give the same pair of grey values to pictures that are to be compared. `factor` enlarges by whole pixels.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    tiles = [enlarge(stretch(p, g), factor) for p, g in zip(planes, greys, strict=True)]
+    draw = ImageDraw.Draw(Pillow.new("L", (1, 1)))
+    widths = [max(t.shape[1], int(draw.textlength(text)) + 2) for t, text in zip(tiles, labels, strict=True)]
+    canvas = Pillow.new("L", (sum(widths) + GAP * (len(tiles) - 1), max(t.shape[0] for t in tiles) + LABEL), 255)
+    draw = ImageDraw.Draw(canvas)
+    left = 0
+    for tile, text, width in zip(tiles, labels, widths, strict=True):
+        draw.text((left, 2), text, fill=0)
+        canvas.paste(Pillow.fromarray(tile), (left, LABEL))
+        left += width + GAP
+    _write(canvas, Path(path))
+
+
+def loss_curve(
+    epochs: Sequence[int], train: Sequence[float], validation: Sequence[float], path: str | Path, ylabel: str
+) -> None:
+    """Write the curve of a training as a PNG: loss over epochs, the best epoch marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(epochs, train, label="training", color="0.6")
+    axes.plot(epochs, validation, label="validation (held-out pixels)", color="C0")
+    best = int(np.argmin(validation))
+    axes.plot([epochs[best]], [validation[best]], "o", color="C3", label=f"best: epoch {epochs[best]}")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    _replace(buffer.getvalue(), Path(path))
+
+
+def _write(picture: Any, path: Path) -> None:
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    _replace(buffer.getvalue(), path)
+
+
+def _replace(data: bytes, path: Path) -> None:
+    """Write beside, then rename: nobody sees half a picture."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(data)
+    beside.replace(path)

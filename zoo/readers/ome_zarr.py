@@ -1,0 +1,294 @@
+"""OME-Zarr 0.1 to 0.5 as an `Image`: axes, um and s, channel names and the pyramid from its metadata."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..axes import ORDER, describe
+from ..errors import AxesError, ImageError, VoidzooError
+from .ordered import FileArray, Found, assemble, native, undecodable
+from .units import micrometres, scaled, seconds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..image import Image
+
+_MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+
+
+class ZarrArray:
+    """One zarr array in its own order; opened again after unpickling."""
+
+    def __init__(self, path: str, array: Any) -> None:
+        """`array` is the zarr array at `path`, already open."""
+        self.path = path
+        self.shape = tuple(int(n) for n in array.shape)
+        self.dtype = native(np.dtype(array.dtype))
+        self.chunks = tuple(int(n) for n in array.chunks)
+        self._array: Any = array
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open store."""
+        return {**self.__dict__, "_array": None}
+
+    def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
+        """The pixels of a region, native byte order. Raises ImageError for a chunk that cannot be decoded."""
+        if self._array is None:
+            self._array = _open(self.path, "array")
+        try:
+            return np.asarray(self._array[slices]).astype(self.dtype, copy=False)
+        except Exception as error:  # stores and codecs each have their own exceptions
+            region = ", ".join(f"{s.start}:{s.stop}" for s in slices)
+            raise undecodable(Path(self.path).name, f"a chunk of [{region}]", error) from error
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._array = None
+
+
+def is_zarr(path: Path) -> bool:
+    """True for a folder that is a zarr group or array."""
+    return path.is_dir() and any((path / mark).exists() for mark in _MARKS)
+
+
+def open_zarr(path: str, *, axes: str | None, series: int | None) -> Image:
+    """The image of an OME-Zarr group, of a group inside one, or of a zarr array; `path` is a folder or a URL.
+
+    Raises ImageError for a broken store or one without an image, AxesError for unknown axes.
+    """
+    try:
+        return _open_node(path, axes, series)
+    except VoidzooError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ImageError(
+            f"{_name(path)} has metadata that cannot be followed.",
+            f"{path}: {type(error).__name__}: {error}",
+            "the store is damaged or no OME-Zarr: write it again",
+        ) from error
+
+
+def _open_node(path: str, axes: str | None, series: int | None) -> Image:
+    node = _open(path, "node")
+    if _is_array(node):
+        return _open_level(path, node, axes)
+    attrs = _ome(node)
+    scales = attrs.get("multiscales")
+    name = _name(path)
+    if scales:
+        index = series or 0
+        if not 0 <= index < len(scales):
+            raise ImageError(
+                f"{name} has no series {series}.", f"it holds {len(scales)}", f"--series 0 to {len(scales) - 1}"
+            )
+        notes = []
+        if series is None and len(scales) > 1:
+            notes.append(f"{name} holds {len(scales)} series; this is series 0. --series N reads another.")
+        return assemble(_found(path, node, attrs, scales[index], notes), axes)
+    if "bioformats2raw.layout" in attrs:
+        return _open_bioformats2raw(path, node, axes, series)
+    children = _children(node) if "://" not in path else []
+    if "plate" in attrs:
+        wells = [w["path"] for w in attrs["plate"].get("wells", [])]
+        raise ImageError(
+            f"{name} is a plate of {len(wells)} wells, not one image.",
+            ", ".join(wells[:12]),
+            f"{path}/{(wells or ['A/1'])[0]}/0",
+        )
+    raise ImageError(
+        f"{name} is a zarr group without an image: it has no multiscales metadata.",
+        f"it holds {', '.join(children[:12]) or 'nothing'}",
+        f"{path}/{children[0]}" if children else "",
+    )
+
+
+def _children(group: Any) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # files beside the zarr ones, e.g. tables
+        return sorted(str(key) for key, _ in group.members())
+
+
+def _name(path: str) -> str:
+    """`store.ome.zarr/labels/nuclei` -> the part from the store on."""
+    parts = path.rstrip("/").replace("\\", "/").split("/")
+    roots = [i for i, part in enumerate(parts) if part.endswith(".zarr")]
+    return "/".join(parts[roots[-1] :]) if roots else parts[-1]
+
+
+def _open(path: str, what: str) -> Any:
+    """A zarr group or array, read only. Raises ImageError for what is neither."""
+    import zarr
+
+    try:
+        if what == "array":
+            return zarr.open_array(path, mode="r")  # from any thread: no warnings.catch_warnings, it is not safe there
+        with warnings.catch_warnings():
+            # consolidated metadata is not in the v3 specification yet; reading it is fine
+            warnings.filterwarnings("ignore", category=UserWarning)
+            return zarr.open(path, mode="r")
+    except Exception as error:
+        raise ImageError(
+            f"{_name(path)} is not a zarr store that can be read.",
+            f"{path}: {type(error).__name__}: {error}",
+            "check the path, or copy the folder again",
+        ) from error
+
+
+def _is_array(node: Any) -> bool:
+    return hasattr(node, "shape")
+
+
+def _ome(node: Any) -> Mapping[str, Any]:
+    """The OME metadata: under `ome` since 0.5, at the top before."""
+    attrs = dict(node.attrs)
+    inner = attrs.get("ome")
+    return inner if isinstance(inner, Mapping) else attrs
+
+
+def _found(path: str, group: Any, attrs: Mapping[str, Any], scale: Mapping[str, Any], notes: Sequence[str]) -> Found:
+    name = _name(path)
+    try:
+        keys = [str(d["path"]) for d in scale["datasets"]]
+        arrays = [(key, group[key]) for key in keys]
+    except (KeyError, TypeError) as error:
+        raise ImageError(
+            f"{name}: its metadata names a level that is not there: {error}.",
+            path,
+            "the store is damaged: copy it again",
+        ) from error
+    levels: list[FileArray] = [ZarrArray(f"{path.rstrip('/')}/{key}", array) for key, array in arrays]
+    version = str(attrs.get("version") or scale.get("version") or "0.4")
+    full = levels[0]
+    dims, units = _axes(scale, version, len(full.shape), name)
+    factors = _scale(scale, 0, len(full.shape))
+    sizes = {d: _size(d, f, u) for d, f, u in zip(dims, factors or [], units, strict=False) if d in "tzyx"}
+    notes = list(notes)
+    unitless = [
+        f"{d} {f:g}" for d, f, u in zip(dims, factors or [], units, strict=False) if d in "zyx" and not u and f != 1
+    ]
+    if unitless:
+        notes.append(
+            f"{name} has a scale without a unit ({', '.join(unitless)}): no pixel size. --pixel-size gives it."
+        )
+    channels = [
+        str(c.get("label") or f"channel {i}") for i, c in enumerate((attrs.get("omero") or {}).get("channels") or [])
+    ]
+    return Found(
+        name=name,
+        path=path,
+        kind=f"OME-Zarr {version}",
+        dims=dims,
+        levels=levels,
+        sizes=sizes,
+        channels=channels,
+        notes=notes,
+        metadata=_technical(arrays[0][1], len(levels)),
+    )
+
+
+def _axes(scale: Mapping[str, Any], version: str, ndim: int, name: str) -> tuple[str, list[str | None]]:
+    """One letter a dimension, and units. Before 0.3 the axes are tczyx by specification; 0.3 has bare names."""
+    axes = scale.get("axes")
+    if axes is None:
+        fixed = version in ("0.1", "0.2") and ndim == 5
+        return (ORDER if fixed else "?" * ndim), [None] * ndim
+    dims, units = "", []
+    for axis in axes:
+        entry = axis if isinstance(axis, Mapping) else {"name": axis}
+        letter = str(entry.get("name", "")).lower()
+        letter = {"time": "t", "channel": "c"}.get(str(entry.get("type")), letter)
+        dims += letter if letter in tuple(ORDER) else "?"
+        units.append(entry.get("unit"))
+    if len(dims) != ndim:
+        raise AxesError(
+            f"{name}: its metadata names {len(dims)} axes, its pixels have {ndim}.",
+            mend="the store is mislabelled: write it again",
+        )
+    return dims, units
+
+
+def _scale(scale: Mapping[str, Any], level: int, ndim: int) -> list[float] | None:
+    """The scale of a level times that of all levels; None where there is none."""
+    total, any_ = np.ones(ndim), False
+    for transforms in (
+        scale["datasets"][level].get("coordinateTransformations"),
+        scale.get("coordinateTransformations"),
+    ):
+        for transform in transforms or []:
+            if transform.get("type") == "scale" and len(transform.get("scale", ())) == ndim:
+                total, any_ = total * np.asarray(transform["scale"], dtype=float), True
+    return [float(v) for v in total] if any_ else None
+
+
+def _size(letter: str, factor: float, unit: str | None) -> float | None:
+    return scaled(factor, seconds(unit) if letter == "t" else micrometres(unit))
+
+
+def _technical(array: Any, levels: int) -> dict[str, Any]:
+    codecs = [type(codec).__name__.removesuffix("Codec").lower() for codec in array.compressors]
+    return {
+        "compression": " + ".join(codecs) or "none",
+        "zarr_format": int(array.metadata.zarr_format),
+        "levels": levels,
+        "shards": tuple(array.shards) if getattr(array, "shards", None) else None,
+    }
+
+
+def _open_level(path: str, array: Any, axes: str | None) -> Image:
+    """An array: a level of the OME-Zarr around it, else a plain zarr array with its dimension names or the user's."""
+    parent, _, key = path.rstrip("/").rpartition("/")
+    around = Path(parent)
+    if "://" not in path and is_zarr(around) and not (around / ".zarray").exists():
+        group = _open(parent, "node")
+        attrs = {} if _is_array(group) else _ome(group)
+        for scale in attrs.get("multiscales") or []:
+            for number, dataset in enumerate(scale.get("datasets", ())):
+                if str(dataset.get("path")) == key:
+                    only = {**scale, "datasets": [dataset]}
+                    found = _found(parent, group, attrs, only, [f"level {number} of {_name(parent)}"] if number else [])
+                    found.name, found.path = _name(path), path
+                    return assemble(found, axes)
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    held = ZarrArray(path, array)
+    dims = "".join(str(n).lower() if str(n).lower() in tuple(ORDER) else "?" for n in names)
+    dims = dims if len(dims) == len(held.shape) else "?" * len(held.shape)
+    where = "a zarr array outside of an OME-Zarr group has no axes"
+    return assemble(Found(_name(path), path, "zarr", dims, [held], metadata=_technical(array, 1), where=where), axes)
+
+
+def _open_bioformats2raw(path: str, group: Any, axes: str | None, series: int | None) -> Image:
+    """A store that bioformats2raw wrote: images in the groups 0, 1, ..."""
+    count = 0
+    while str(count) in group:
+        count += 1
+    index = series or 0
+    if not 0 <= index < count:
+        raise ImageError(
+            f"{_name(path)} has no series {index}.", f"it holds {count}", f"--series 0 to {max(count - 1, 0)}"
+        )
+    child = group[str(index)]
+    attrs = _ome(child)
+    if not attrs.get("multiscales"):
+        raise ImageError(
+            f"{_name(path)}/{index} has no multiscales metadata.", path, "the store is damaged: convert it again"
+        )
+    notes = []
+    if series is None and count > 1:
+        others = [f"{i}: {_text(group[str(i)])}" for i in range(1, min(count, 7))]
+        notes.append(
+            f"{_name(path)} holds {count} series; this is series 0. Others: {'; '.join(others)}. --series N reads one."
+        )
+    return assemble(_found(f"{path.rstrip('/')}/{index}", child, attrs, attrs["multiscales"][0], notes), axes)
+
+
+def _text(group: Any) -> str:
+    scale = (_ome(group).get("multiscales") or [{}])[0]
+    array = group[scale["datasets"][0]["path"]]
+    dims, _ = _axes(scale, "0.4", array.ndim, "")
+    return f"{describe(dims, array.shape)}, {array.dtype}"
