@@ -149,8 +149,8 @@ It takes raw intensities and returns denoised intensities on the same scale: do 
 ## Validation
 
 {info["split"]["rule"]}. After {info["epochs_done"]} epochs the smallest mean squared error at hidden pixels of the
-held-out part was {info["best_val_loss"]:.4g} variances of the image (epoch {info["best_epoch"]}). It is measured against
-noisy pixels, so its floor is the variance of the noise.
+held-out part was {info["best_val_loss"]:.4g} variances of the image (epoch {info["best_epoch"]}).
+It is measured against noisy pixels, so its floor is the variance of the noise.
 
 Made with voidzoo {__version__}. `voidzoo predict THIS.zip IMAGE -o OUT.ome.zarr`
 """

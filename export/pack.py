@@ -53,7 +53,9 @@ def export_run(
         raise OutputError(f"{out}: a package is a .zip.", mend=f"-o {out}.zip")
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists.", mend="another -o, or --overwrite")
-    about = About(name or suggest_name(f"{run.recipe.method}-{run.folder.resolve().name}"), description, authors, license)
+    about = About(
+        name or suggest_name(f"{run.recipe.method}-{run.folder.resolve().name}"), description, authors, license
+    )
     draft = out.with_name(out.stem + ".part.zip")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -71,7 +71,7 @@ def check_sizes(package: Package, session: Session, reference: Runner, keep: Pat
     return worst or Check("torch = onnx", False, "no size was tried")
 
 
-def check_tiles(package: Package, session: Session, reference: Runner, keep: Path) -> Check:
+def check_tiles(package: Package, reference: Runner, keep: Path) -> Check:
     """Tiles with the declared halo, in blocks, make the same as one run on the whole image."""
     test_input, _ = test_tensors(package)
     model = {a: Axis(0, r.step, r.minimum, r.halo) for a, r in package.rules.items()}
@@ -80,7 +80,9 @@ def check_tiles(package: Package, session: Session, reference: Runner, keep: Pat
     sides = {a: 2 * (tile[a] - axis.margin) + axis.step + 1 for a, axis in model.items()}
     block = {a: round_up(sides[a] // 2, axis.step) for a, axis in model.items()}
     pixels = _cut(test_input, 1, list(sides.values()))[0]
-    image = open_image(pixels if pixels.shape[0] > 1 else pixels[0], axes=("c" if pixels.shape[0] > 1 else "") + package.axes)
+    image = open_image(
+        pixels if pixels.shape[0] > 1 else pixels[0], axes=("c" if pixels.shape[0] > 1 else "") + package.axes
+    )
     plan = make_plan(
         package, image, dtype="float32", tile=tuple(tile.values()), block=tuple(block.values()), device="cpu"
     )
@@ -88,7 +90,7 @@ def check_tiles(package: Package, session: Session, reference: Runner, keep: Pat
     extended = [(0, 0), *((0, Axis(n, r.step, r.minimum).extended - n)
                           for n, r in zip(sides.values(), package.rules.values(), strict=True))]  # fmt: skip
     whole = reference(np.pad(pixels, extended, mode="symmetric")[None])
-    whole = whole[(0, slice(None), *(slice(0, n) for n in sides.values()))]
+    whole = whole[0][(slice(None), *(slice(0, n) for n in sides.values()))]
     check = _compare("whole = tiled", whole.reshape(tiled.shape), tiled, keep)
     halo = ", ".join(f"{a} {r.halo}" for a, r in package.rules.items())
     return Check(check.name, check.passed, f"{check.detail}, halo {halo}, {plan.n_tiles} tiles", check.difference)
@@ -157,7 +159,7 @@ def prove(
     steps: list[Callable[[], Check]] = [lambda: check_reference(package, session, keep)]
     if reference is not None:
         steps.append(lambda: check_sizes(package, session, reference, keep))
-    steps.append(lambda: check_tiles(package, session, whole, keep))
+    steps.append(lambda: check_tiles(package, whole, keep))
     steps.append(lambda: check_consumer(Path(package.path)))
     checks = []
     for step in steps:

@@ -115,7 +115,9 @@ def store(values: NDArray[np.float32], out: NDArray[Any]) -> int:
     Raises ValuesError for NaN.
     """
     if not np.isfinite(values.sum(dtype=np.float64)) and np.isnan(values).any():
-        raise ValuesError("the network returned NaN.", mend="look at the input there: is it of the kind it was trained on?")
+        raise ValuesError(
+            "the network returned NaN.", mend="look at the input there: is it of the kind it was trained on?"
+        )
     if out.dtype.kind not in "iu":
         out[...] = values
         return 0

@@ -68,7 +68,11 @@ class Axis:
     def read_for(self, keep: Span) -> Span:
         """What must be read to get `keep` right: with the halo, within the extended image, at least the minimum."""
         start = max(0, keep.start // self.step * self.step - self.margin)
-        stop = self.extended if keep.stop >= self.size else min(self.extended, round_up(keep.stop, self.step) + self.margin)
+        stop = (
+            self.extended
+            if keep.stop >= self.size
+            else min(self.extended, round_up(keep.stop, self.step) + self.margin)
+        )
         short = round_up(self.minimum, self.step) - (stop - start)
         if short > 0:
             start = max(0, start - short)

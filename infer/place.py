@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,14 @@ from .store import sync_file, sync_folder
 if TYPE_CHECKING:
     from .plan import Plan
 
-ENDINGS = {".ome.zarr": "zarr", ".zarr": "zarr", ".ome.tif": "tiff", ".ome.tiff": "tiff", ".tif": "tiff", ".tiff": "tiff"}
+ENDINGS = {
+    ".ome.zarr": "zarr",
+    ".zarr": "zarr",
+    ".ome.tif": "tiff",
+    ".ome.tiff": "tiff",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
 PLAN, LEDGER = "plan.json", "ledger.jsonl"
 
 
@@ -27,7 +33,9 @@ class Place:
         name = self.out.name.lower()
         ending = next((e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)), None)
         if ending is None or name == ending:
-            raise OutputError(f"{out}: the ending chooses the format.", mend=f"-o {Path(out).stem or 'result'}.ome.zarr  or  .ome.tif")
+            raise OutputError(
+                f"{out}: the ending chooses the format.", mend=f"-o {Path(out).stem or 'result'}.ome.zarr  or  .ome.tif"
+            )
         self.format = ENDINGS[ending]
         self.part = self.out.with_name(self.out.name + ".part")
         self.staged = self.part / "image.zarr"
@@ -56,7 +64,7 @@ class Place:
         return plan
 
     def check(self, plan: Plan, overwrite: bool = False) -> bool:
-        """Whether the result is already complete. Raises OutputError and ResourceError: taken, another plan, disk full."""
+        """Whether the result is complete already. Raises OutputError, ResourceError: taken, another plan, disk full."""
         stored = None if overwrite and not self._foreign() else self.stored()
         if stored is not None and stored.get("identity") != plan.identity:
             raise OutputError(
@@ -94,7 +102,7 @@ class Place:
         """Bytes that the result takes at the worst moment, uncompressed: with its staging copy for a TIFF."""
         return plan.disk * (2 if self.format == "tiff" else 1)
 
-    def begin(self, plan: Plan, overwrite: bool = False) -> None:
+    def begin(self, overwrite: bool = False) -> None:
         """Make OUT.part with the plan in it, or keep it when the same plan was begun before."""
         if overwrite:
             _remove(self.part)
@@ -122,7 +130,7 @@ class Place:
         """Move what was made to OUT in one step, and take OUT.part away."""
         if self.out.exists():
             _remove(self.out)
-        os.replace(made, self.out)
+        made.replace(self.out)
         sync_folder(self.out.absolute().parent)
         _remove(self.part)
 

@@ -177,8 +177,8 @@ class Plan:
 
     def pinned(self, facts: Mapping[str, Any]) -> Plan:
         """This plan with the block, tile, chunk and batch sizes of a plan that was stored (see `facts`)."""
-        sizes = {key: {a: int(n) for a, n in facts[key].items()} for key in ("chunk", "block", "tile")}
-        return replace(self, **sizes, batch=int(facts["batch"]))
+        chunk, block, tile = ({a: int(n) for a, n in facts[key].items()} for key in ("chunk", "block", "tile"))
+        return replace(self, chunk=chunk, block=block, tile=tile, batch=int(facts["batch"]))
 
     def __str__(self) -> str:
         from .report import plan_text
@@ -227,7 +227,7 @@ def make_plan(
     shape = _asked_block(draft, model, chunk, block) or block_shape(draft.grid, model, draft.sizes, chunk, limit)
     plan = replace(draft, chunk=chunk, block=shape)
     room = budget - process - _block_memory(plan, model)
-    tiles = _asked_tile(model, shape, tile) or _fitting_tile(model, shape, room, measured, budget)
+    tiles = _asked_tile(model, tile) or _fitting_tile(model, shape, room, measured, budget)
     batch = max(1, min(2**16 // prod(tiles.values()), prod(n for a, n in shape.items() if a not in model)))
     plan = _with_costs(replace(plan, tile=tiles, batch=batch), model, measured, process)
     _refuse_memory(plan, memory)
@@ -311,7 +311,9 @@ def _out_dtype(package: Package, image: Image, dtype: str | None) -> str:
     except TypeError:
         found = np.dtype("O")
     if found.kind not in "uif" or found.itemsize > 8:
-        raise DtypeError(f"--dtype {dtype}: results are whole numbers or floats.", mend="--dtype same, uint16 or float32")
+        raise DtypeError(
+            f"--dtype {dtype}: results are whole numbers or floats.", mend="--dtype same, uint16 or float32"
+        )
     return str(found)
 
 
@@ -324,7 +326,9 @@ def _notes(package: Package, image: Image) -> tuple[str, ...]:
     for a, trained in package.pixel_size.items():
         size = image.pixel_size.get(a)
         if size and trained and not 0.8 <= size / trained <= 1.25:
-            notes.append(f"{image.name} has {size:.4g} um pixels along {a}; {package.name} was trained at {trained:.4g} um.")
+            notes.append(
+                f"{image.name} has {size:.4g} um pixels along {a}; {package.name} was trained at {trained:.4g} um."
+            )
     return tuple(notes)
 
 
@@ -353,9 +357,7 @@ def _asked_block(
     return shape
 
 
-def _asked_tile(
-    model: Mapping[str, Axis], block: Mapping[str, int], tile: tuple[int, ...] | None
-) -> dict[str, int] | None:
+def _asked_tile(model: Mapping[str, Axis], tile: tuple[int, ...] | None) -> dict[str, int] | None:
     if tile is None:
         return None
     if len(tile) != len(model):
@@ -437,6 +439,8 @@ def _fingerprint(image: Image) -> dict[str, Any]:
         "axes": image.axes,
         "shape": list(image.shape),
         "dtype": str(image.dtype),
+        "pixel_size": {a: v for a in "tzyx" if (v := image.pixel_size.get(a)) is not None},
+        "channels": list(image.channels),
     }
     if image.path is not None and (path := Path(image.path)).exists():
         metadata = next((path / n for n in ("zarr.json", ".zattrs") if (path / n).is_file()), path)

@@ -15,7 +15,9 @@ def plan_text(plan: Plan) -> str:
     """The plan as `voidzoo plan` prints it."""
     package, image = plan.package, plan.image
     halo = {a: axis.halo for a, axis in plan.model_axes.items()}
-    extended = [f"{a} {axis.size} -> {axis.extended}" for a, axis in plan.model_axes.items() if axis.extended != axis.size]
+    extended = [
+        f"{a} {axis.size} -> {axis.extended}" for a, axis in plan.model_axes.items() if axis.extended != axis.size
+    ]
     whole = all(len(axis.tiles(s, plan.tile[a])) == 1 for a, axis in plan.model_axes.items() for s in plan.spans[a][:1])
     whole = whole and all(len(plan.spans[a]) == 1 for a in plan.model_axes)
     tiles = f"{plan.n_tiles:,} of {_by_letter(plan.tile)}"

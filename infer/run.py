@@ -60,7 +60,8 @@ class Result:
 class Sink(Protocol):
     """Where blocks go."""
 
-    def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None: ...
+    def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None:
+        """Take the values of a part of the result."""
 
 
 class Engine:
@@ -139,7 +140,7 @@ def run_plan(
     if place.check(plan, overwrite):
         tell(Done(str(place.out), 0.0))
         return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan)
-    place.begin(plan, overwrite)
+    place.begin(overwrite)
     store = Store(place.staged)
     if not place.sealed:
         block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]

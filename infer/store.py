@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANY_CHUNKS = 10_000
-"""With more chunks than this a block is stored as one shard: file systems and clusters suffer from millions of files."""
+"""With more chunks than this a block is stored as one shard: file systems suffer from millions of files."""
 SMALLEST_LEVEL = 256
 """Pyramids end when a plane is this small; viewers then load it at once."""
-UNITS = {"t": ("time", "second"), "z": ("space", "micrometer"), "y": ("space", "micrometer"), "x": ("space", "micrometer")}
+UNITS = {
+    "t": ("time", "second"),
+    "z": ("space", "micrometer"),
+    "y": ("space", "micrometer"),
+    "x": ("space", "micrometer"),
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,10 @@ def _multiscales(name: str, axes: str, levels: Sequence[Level], pixel_size: Pixe
             "path": str(i),
             "coordinateTransformations": [
                 {"type": "scale", "scale": [s * f for s, f in zip(size, level.factors, strict=True)]},
-                {"type": "translation", "translation": [s * (f - 1) / 2 for s, f in zip(size, level.factors, strict=True)]},
+                {
+                    "type": "translation",
+                    "translation": [s * (f - 1) / 2 for s, f in zip(size, level.factors, strict=True)],
+                },
             ],
         }
         for i, level in enumerate(levels)
@@ -172,7 +180,11 @@ def _channels(axes: str, smallest: DurableArray, channels: Sequence[str]) -> lis
 
 def _sample(size: int) -> slice:
     """The middle of a long axis, enough for display limits."""
-    return slice(0, size) if size <= SMALLEST_LEVEL else slice(size // 2 - SMALLEST_LEVEL // 2, size // 2 + SMALLEST_LEVEL // 2)
+    return (
+        slice(0, size)
+        if size <= SMALLEST_LEVEL
+        else slice(size // 2 - SMALLEST_LEVEL // 2, size // 2 + SMALLEST_LEVEL // 2)
+    )
 
 
 class DurableArray:
@@ -216,7 +228,7 @@ def mean(values: NDArray[Any], step: Sequence[int]) -> NDArray[Any]:
     """The means over windows of `step` (1 or 2 an axis); the last window of an odd axis holds what is left."""
     whole = values.dtype.kind in "iu"
     kind = np.int64 if values.dtype.itemsize > 2 else np.int32
-    total = values.astype(kind if whole else np.float32)
+    total: Any = values.astype(kind if whole else np.float32)
     for axis, s in enumerate(step):
         if s == 1:
             continue

@@ -115,7 +115,7 @@ class Recorder:
             _refuse_other(self.folder, old, self.info)
             self.info = old | self.info | {"history": old["history"], "state": old["state"]}
             if (self.folder / "checkpoint.pt").is_file():
-                self.resumed = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+                self.resumed = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
                 self._count([EpochDone(**e) for e in self.resumed["history"]])  # run.json may be one epoch behind
 
     @property
@@ -172,7 +172,7 @@ class Recorder:
                 [e.train_loss for e in history],
                 [e.val_loss for e in history],
                 self.folder / "loss.png",
-                "mean squared error of hidden pixels (variances of the image)",
+                "loss: squared error of hidden pixels (image variances)",
             )
             raw = run.validation
             validation_picture(raw, denoise(run.network(), raw), self.folder / "validation.png")
@@ -199,7 +199,11 @@ def validation_picture(raw: NDArray[Any], denoised: NDArray[Any], path: Path) ->
     half = (high - low) / 2
     side_by_side(
         [noisy, clean, noisy - clean],
-        [f"noisy{where}  {low:.4g}..{high:.4g}", f"denoised{where}  {low:.4g}..{high:.4g}", f"residual  +-{half:.4g}"],
+        [
+            f"noisy{where}  {low:.4g} to {high:.4g}",
+            f"denoised{where}  {low:.4g} to {high:.4g}",
+            f"residual  {-half:.4g} to {half:.4g}",
+        ],
         [(low, high), (low, high), (-half, half)],
         path,
         factor=max(1, 384 // max(noisy.shape)),
@@ -242,6 +246,9 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     if keys:
         differ = ", ".join(f"{k} {old['recipe'].get(k)}, now {new['recipe'][k]}" for k in keys)
         raise OutputError(f"{folder} was begun with another recipe: {differ}.", mend=mend)
+    was, now = (str(info.get("device", "cpu")).split(":")[0].split()[0] for info in (old, new))
+    if was != now and old["state"] != "done":  # random numbers of one kind of device cannot be continued on another
+        raise OutputError(f"{folder} was begun on {was}, not on {now}.", mend=f"--device {was}, or another folder")
     for part in ("images", "normalisation"):
         if old.get(part) != new.get(part):
             names = ", ".join(i["name"] for i in old.get("images", []))

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
     from .infer.plan import Plan
     from .infer.run import Result
-    from .trainers.record import Run, load_run
     from .trainers.recipe import Recipe
+    from .trainers.record import Run, load_run
     from .zoo.errors import ProofFailed, VoidzooError
     from .zoo.image import Image, PixelSize
     from .zoo.open import open_image

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .infer.plan import Plan, make_plan
 from .infer.place import Place
-from .infer.run import Result, run_in_memory, run_plan
+from .infer.plan import Plan, make_plan
+from .infer.run import run_in_memory, run_plan
 from .zoo.axes import canonical, permutation
 from .zoo.errors import DependencyError
-from .zoo.image import Image
 from .zoo.open import open_image
 from .zoo.package import Package, open_package
 
@@ -109,7 +108,9 @@ def _as_given(target: Any, made: Plan, values: np.ndarray[Any, Any]) -> Any:
     import xarray as xr
 
     coords = {
-        k: v for k, v in target.coords.items() if all(d in letters and target.sizes[d] == _size(made, d) for d in v.dims)
+        k: v
+        for k, v in target.coords.items()
+        if all(d in letters and target.sizes[d] == _size(made, d) for d in v.dims)
     }
     if made.out_channels and "c" not in coords:
         coords["c"] = list(made.out_channels)

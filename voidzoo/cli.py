@@ -38,7 +38,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
 Log = Annotated[Path | None, typer.Option(help="Also write every event to this file, one JSON object a line.")]
 Channel = Annotated[str | None, typer.Option(help="Name or number of the channel to read, or all: each by itself.")]
-Memory = Annotated[str | None, typer.Option(help="What the process may take, e.g. 8GB. Default: a quarter of the free.")]
+Memory = Annotated[
+    str | None, typer.Option(help="What the process may take, e.g. 8GB. Default: a quarter of the free.")
+]
 Tile = Annotated[str | None, typer.Option(help="Tile of the network: y,x or z,y,x. Default: chosen to fit.")]
 Block = Annotated[str | None, typer.Option(help="Unit of work and of resuming: y,x or z,y,x. Default: chosen.")]
 Dtype = Annotated[str | None, typer.Option(help="same, uint16, float32, ... Default: the input's for intensities.")]

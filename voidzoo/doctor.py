@@ -14,7 +14,17 @@ from .infer.report import size_text
 from .screen import say
 from .zoo.errors import VoidzooError
 
-LIBRARIES = ("numpy", "dask", "zarr", "tifffile", "imagecodecs", "onnx", "bioimageio.core", "bioimageio.spec", "pydantic")
+LIBRARIES = (
+    "numpy",
+    "dask",
+    "zarr",
+    "tifffile",
+    "imagecodecs",
+    "onnx",
+    "bioimageio.core",
+    "bioimageio.spec",
+    "pydantic",
+)
 EXTRAS = {"torch": "train, export"}
 
 

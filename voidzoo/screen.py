@@ -139,7 +139,7 @@ class Screen:
             final=event.epoch == event.epochs,
         )
 
-    def _TrainingDone(self, event: Any) -> None:  # noqa: N802
+    def _TrainingDone(self, _event: Any) -> None:  # noqa: N802
         self._close()
 
 

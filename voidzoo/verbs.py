@@ -22,13 +22,13 @@ from .zoo.open import open_image
 from .zoo.package import open_package
 
 
-class Interrupted(VoidzooError):
+class Interrupted(VoidzooError):  # noqa: N818  (no error: the user wanted it)
     """Stopped by the user; what is finished is safe."""
 
     exit_code = 130
 
 
-class SomeFailed(VoidzooError):
+class SomeFailed(VoidzooError):  # noqa: N818
     """Some of several images could not be done; the others are."""
 
     exit_code = 1
@@ -56,10 +56,9 @@ def image_text(image: Image) -> str:
     compression = image.metadata.get("compression")
     lines = [
         f"{image.name}   {image.kind}{levels}",
-        "  shape     " + "  ".join(f"{a} {n}" for a, n in image.sizes.items()) + f"   {image.dtype}   {size_text(image.nbytes)}",
+        "  shape     " + _spaced(image.sizes) + f"   {image.dtype}   {size_text(image.nbytes)}",
         f"  pixel     {image.pixel_size}",
-        "  chunks    " + "  ".join(f"{a} {n}" for a, n in zip(image.axes, image.chunks, strict=True))
-        + (f"   {compression}" if compression else ""),
+        "  chunks    " + _spaced(dict(zip(image.axes, image.chunks, strict=True))) + (f"   {compression}" if compression else ""),
     ]  # fmt: skip
     if image.size("c") > 1:
         lines.append("  channels  " + "   ".join(f"{i} {name}" for i, name in enumerate(image.channel_names())))
@@ -67,6 +66,10 @@ def image_text(image: Image) -> str:
         lines.append("  note      no pixel size; results will have none either (mend: --pixel-size 0.5,0.5 in um, y,x)")
     lines += [f"  note      {note}" for note in image.notes]
     return "\n".join(lines)
+
+
+def _spaced(sizes: dict[str, int]) -> str:
+    return "  ".join(f"{a} {n}" for a, n in sizes.items())
 
 
 def train(
@@ -141,7 +144,9 @@ def check(path: str, keep: Path | None, *, as_json: bool) -> None:
 
     package = open_package(path)
     with tempfile.TemporaryDirectory() as folder:
-        checks = prove(package, None, keep or Path(folder), (lambda _c: None) if as_json else lambda c: say(f"check    {c}"))
+        checks = prove(
+            package, None, keep or Path(folder), (lambda _c: None) if as_json else lambda c: say(f"check    {c}")
+        )
     if as_json:
         say(json.dumps({"package": path, "name": package.name, "checks": summary(checks)}))
     else:
@@ -185,8 +190,10 @@ def predict(
             if getattr(watch, "terminal", None) is not None:
                 say(result_text(result))
     if failed:
-        raise SomeFailed(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed[:5])}"
-                         + (", ..." if len(failed) > 5 else ""), mend="the same command again does only these")  # fmt: skip
+        raise SomeFailed(
+            f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed[:5])}{', ...' if failed[5:] else ''}",
+            mend="the same command again does only these",
+        )
 
 
 def _jobs(images: list[str], out: Path) -> list[tuple[str, Path]]:
@@ -194,7 +201,9 @@ def _jobs(images: list[str], out: Path) -> list[tuple[str, Path]]:
     if len(images) == 1:
         return [(images[0], out)]
     if out.suffix:
-        raise OutputError(f"{len(images)} images cannot all become {out}.", mend=f"a folder: -o {out.name.split('.')[0]}")
+        raise OutputError(
+            f"{len(images)} images cannot all become {out}.", mend=f"a folder: -o {out.name.split('.')[0]}"
+        )
     named = [(image, out / (Path(image).name.split(".")[0] + ".ome.zarr")) for image in images]
     if len({place for _, place in named}) < len(named):
         raise OutputError("two of these images have the same name; their results would too.", mend="one folder each")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class VoidzooError(Exception):
-    """A refusal in three parts: `what` (one line, with the numbers), `where` or why, and a `mend` that can be pasted."""
+    """A refusal in three parts: `what` (one line, with numbers), `where` or why, and a `mend` that can be pasted."""
 
     exit_code = 2
 

@@ -95,7 +95,8 @@ class PackageFiles:
         data = self._read_zip(name, limit) if self.is_zip else self._read_folder(name, limit)
         if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise PackageError(
-                f"{self.path} is not what was exported: {name} has sha256 {found[:8]}..., rdf.yaml says {sha256[:8]}....",
+                f"{self.path} is not what was exported: {name} has sha256 {found[:8]}..., "
+                f"rdf.yaml says {sha256[:8]}....",
                 mend="export again, or get the package again from where it came",
             )
         return data
@@ -161,7 +162,8 @@ def _package(path: str, rdf: Mapping[str, Any]) -> Package:
     version = str(rdf.get("format_version", ""))
     if rdf.get("type") != "model" or not version.startswith("0.5."):
         raise PackageError(
-            f"{path} is a {rdf.get('type', 'resource')} in format {version or 'unknown'}; models in format 0.5 can be run.",
+            f"{path} is a {rdf.get('type', 'resource')} in format {version or 'unknown'}; "
+            "models in format 0.5 can be run.",
             mend=f"bioimageio update-format {path} NEW.zip",
         )
     tensor_in, tensor_out = _single(path, rdf, "inputs"), _single(path, rdf, "outputs")
@@ -212,13 +214,14 @@ def _single(path: str, rdf: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _no_processing(path: str, tensor_in: Mapping[str, Any], tensor_out: Mapping[str, Any]) -> None:
-    """Steps outside the graph would have to be executed; only a cast to the dtype that is used anyway may be skipped."""
+    """Steps outside the graph would have to be executed; only a cast to the dtype that is used anyway is skipped."""
     for key, tensor in (("preprocessing", tensor_in), ("postprocessing", tensor_out)):
         steps = [s for s in tensor.get(key) or () if not _is_float32_cast(s)]
         if steps:
             names = ", ".join(str(s.get("id", "?")) for s in steps)
             raise PackageError(
-                f"{path} asks for {key} outside the network ({names}); only packages with it inside the graph can be run.",
+                f"{path} asks for {key} outside the network ({names}); "
+                "only packages with it inside the graph can be run.",
                 mend="bioimageio.core runs it in memory: bioimageio predict",
             )
 

@@ -321,6 +321,32 @@ def test_several_images_of_different_size(make_image, tiny, tmp_path):
     assert run.normalisation.mean[0] == pytest.approx(both.mean())
 
 
+@pytest.mark.parametrize(("axes", "shape", "dims"), [("zyx", (12, 40, 44), 2), ("tzyx", (10, 4, 40, 44), 3)])
+def test_stacks_hold_out_a_block_of_planes(axes, shape, dims, make_image, tiny, tmp_path):
+    """Contiguous planes (or time points) in the middle are held out; the normalisation has not seen them."""
+    image = make_image(2, shape, axes)
+    patch = [16, 16] if dims == 2 else [4, 16, 16]
+    run = train(Recipe(**(tiny | {"dims": dims, "patch": patch})), image, tmp_path / "run", device="cpu")
+    start, stop = (int(v) for v in run.info["split"]["validation"][0].split("samples ")[1].split(",")[0].split(":"))
+    assert stop - start == 1
+    assert 3 < start < 8
+    kept = np.delete(image.read(), range(start, stop), axis=0)
+    assert run.normalisation.mean[0] == pytest.approx(kept.mean())
+    assert run.normalisation.std[0] == pytest.approx(kept.std())
+    held = image.read()[start].reshape(run.validation.shape[0], *(shape[-2:] if dims == 2 else shape[1:]))
+    np.testing.assert_array_equal(run.validation, held)
+
+
+def test_another_kind_of_device_cannot_continue(make_image, tiny, tmp_path):
+    recipe = Recipe.n2v(make_image(), **tiny)
+    with pytest.raises(StopHere):
+        train(recipe, make_image(), tmp_path / "run", watch=stop_after(1), device="cpu")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:0 A100"'))
+    with pytest.raises(OutputError, match="was begun on cuda, not on cpu"):
+        train(recipe, make_image(), tmp_path / "run", device="cpu")
+
+
 def test_devices():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
