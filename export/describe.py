@@ -64,9 +64,12 @@ def describe(
     rules: Mapping[str, AxisRule],
     channels: Sequence[str],
     files: Mapping[str, bytes],
-    opset: int,
+    facts: Mapping[str, Any],
 ) -> str:
-    """The text of rdf.yaml for a denoiser. files: name -> content of everything that it names by sha256."""
+    """The text of rdf.yaml for a denoiser. files: name -> content of everything that it names by sha256.
+
+    facts: opset and working_bytes (per voxel) of the graph.
+    """
     method, dims = run.recipe.method, len(rules)
     rdf = {
         "type": "model",
@@ -80,7 +83,10 @@ def describe(
         "tags": [*TAGS[method], f"{dims}d", "unet", "onnx", "voidzoo", *about.tags],
         "documentation": "README.md",
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": {"bioimageio": {"nickname": _nickname(about.name)}, "voidzoo": ours(run, len(channels))},
+        "config": {
+            "bioimageio": {"nickname": _nickname(about.name)},
+            "voidzoo": {**ours(run, len(channels)), "working_bytes_per_voxel": facts["working_bytes"]},
+        },
         "inputs": [
             {
                 "id": "input",
@@ -102,7 +108,7 @@ def describe(
                 "test_tensor": _file("test_output.npy", files),
             }
         ],
-        "weights": {"onnx": {**_file("weights.onnx", files), "opset_version": opset}},
+        "weights": {"onnx": {**_file("weights.onnx", files), "opset_version": facts["opset"]}},
     }
     return yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=110)
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..infer.graph import working_bytes
 from ..infer.grid import Axis, round_up
 from ..trainers.record import Run, load_run
 from ..zoo.errors import OutputError
 from ..zoo.package import AxisRule, Package, open_package
 from .describe import About, channel_ids, describe, readme, suggest_name
-from .graph import OPSET, RawToDenoised, evaluate, to_onnx
+from .graph import RawToDenoised, evaluate, read_back, to_onnx
 from .proof import Check, prove
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
         "test_output.npy": _npy(evaluate(network, test_input)),
         "weights.onnx": onnx,
     }
-    rdf = describe(run, about, rules, channels, files, OPSET)
+    shape = (1, len(channels), *(r.minimum for r in rules.values()))
+    facts = {"opset": read_back(onnx)["opset"], "working_bytes": round(working_bytes(onnx, shape), 1)}
+    rdf = describe(run, about, rules, channels, files, facts)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, content in {"rdf.yaml": rdf.encode(), **files}.items():
             archive.writestr(file, content)

@@ -39,9 +39,10 @@ class Ledger:
                 file.truncate(len(whole))
 
     def add(self, report: BlockReport) -> None:
-        """Record a block whose data is durable; made durable itself with others, twice a second."""
+        """Record a block whose data is durable. The line survives a kill at once, a power cut half a second later."""
         self.done[report.index] = report
         self._file.write(json.dumps(asdict(report)).encode() + b"\n")
+        self._file.flush()
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
 

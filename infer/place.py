@@ -65,6 +65,8 @@ class Place:
 
     def check(self, plan: Plan, overwrite: bool = False) -> bool:
         """Whether the result is complete already. Raises OutputError, ResourceError: taken, another plan, disk full."""
+        if plan.image.path is not None and self.out.exists() and self.out.samefile(plan.image.path):
+            raise OutputError(f"{self.out} is the image itself.", mend="another -o")
         stored = None if overwrite and not self._foreign() else self.stored()
         if stored is not None and stored.get("identity") != plan.identity:
             raise OutputError(
@@ -108,10 +110,7 @@ class Place:
             _remove(self.part)
         if (self.part / PLAN).is_file() and self.staged.exists():
             return
-        try:
-            self.part.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.part} cannot be made: {error.strerror}.", mend="another -o") from error
+        self.part.mkdir(parents=True, exist_ok=True)
 
     def seal(self, plan: Plan) -> None:
         """Write the plan: from here on the same command continues."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..zoo.errors import BlocksFailed, OutputError
+from ..zoo.errors import BlocksFailed, OutputError, VoidzooError
 from ..zoo.version import __version__
 from .blocks import BlockReport, predict_block, read_block
 from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
@@ -140,24 +141,40 @@ def run_plan(
     if place.check(plan, overwrite):
         tell(Done(str(place.out), 0.0))
         return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan)
-    place.begin(overwrite)
     store = Store(place.staged)
-    if not place.sealed:
-        block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
-        chunk = [plan.chunk.get(a, 1) for a in plan.out_axes]
-        store.create(plan.out_axes, plan.out_shape, plan.dtype, chunk, block)
-        place.seal(plan)
+    with _told_in_words(place):
+        place.begin(overwrite)
+        if not place.sealed:
+            block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
+            chunk = [plan.chunk.get(a, 1) for a in plan.out_axes]
+            store.create(plan.out_axes, plan.out_shape, plan.dtype, chunk, block)
+            place.seal(plan)
     with closing(Ledger(place.part / LEDGER)) as ledger:
         fresh = _run_blocks(plan, store.array(), ledger, tell, stop)
         reports = list(ledger.done.values())
-    levels = _build_pyramid(plan, store, tell)
-    seconds = time.monotonic() - start
-    _publish(plan, place, store, levels, reports, seconds, tell)
+    with _told_in_words(place):
+        levels = _build_pyramid(plan, store, tell)
+        _publish(plan, place, store, levels, reports, time.monotonic() - start, tell)
     tell(Done(str(place.out), time.monotonic() - start))
     return Result(
         str(place.out), time.monotonic() - start, fresh, sum(r.clipped for r in reports),
         sum(r.mapped for r in reports), peak_memory(), plan,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _told_in_words(place: Place) -> Iterator[None]:
+    """What the disk refuses is an error that says where and what to do, not a traceback."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, VoidzooError):
+            raise
+        raise OutputError(
+            f"{place.out} cannot be written: {error.strerror or error}.",
+            where=str(error.filename or place.part),
+            mend="make room or mend the rights; the same command again continues",
+        ) from error
 
 
 def adopt(plan: Plan, place: Place, overwrite: bool) -> Plan:
@@ -293,6 +310,10 @@ def provenance(plan: Plan, reports: list[BlockReport], seconds: float) -> dict[s
 
 def peak_memory() -> int:
     """The most memory that this process has held so far, in bytes; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):  # Linux: getrusage would count what the parent held when it started us
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
         import sys

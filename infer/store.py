@@ -159,7 +159,10 @@ def _channels(axes: str, smallest: DurableArray, channels: Sequence[str]) -> lis
     colors = ["FFFFFF"] if len(names) == 1 else ["00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF"]
     found = []
     for i, name in enumerate(names):
-        part = tuple(slice(i, i + 1) if a == "c" else _sample(n) for a, n in zip(axes, smallest.shape, strict=True))
+        part = tuple(
+            slice(i, i + 1) if a == "c" else _middle(n, 4 if a in "tz" else SMALLEST_LEVEL)
+            for a, n in zip(axes, smallest.shape, strict=True)
+        )
         values = smallest.read(part).astype(np.float64)
         low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
         found.append(
@@ -178,13 +181,10 @@ def _channels(axes: str, smallest: DurableArray, channels: Sequence[str]) -> lis
     return found
 
 
-def _sample(size: int) -> slice:
-    """The middle of a long axis, enough for display limits."""
-    return (
-        slice(0, size)
-        if size <= SMALLEST_LEVEL
-        else slice(size // 2 - SMALLEST_LEVEL // 2, size // 2 + SMALLEST_LEVEL // 2)
-    )
+def _middle(size: int, most: int) -> slice:
+    """At most `most` pixels from the middle of an axis: enough for display limits, whatever the size of the image."""
+    start = max(0, (size - most) // 2)
+    return slice(start, min(size, start + most))
 
 
 class DurableArray:

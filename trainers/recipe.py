@@ -147,7 +147,7 @@ class Recipe(BaseModel):
         settings: dict[str, Any] = {"method": "n2v", "dims": 3 if deep >= VOLUME else 2} | overrides
         first = cls(**settings)
         if first.dims == 3:
-            guess = {"batch": 2, "epochs": 25, "steps": 40, "filters": 16, "mask_percent": 0.5}
+            guess = {"batch": 2, "steps": 20, "filters": 16}
             first = cls(**(guess | settings))
         if "patch" not in overrides:
             patch = first.patch

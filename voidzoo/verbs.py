@@ -54,12 +54,13 @@ def image_text(image: Image) -> str:
     """The facts of an image for people."""
     levels = f", {len(image.levels) + 1} levels" if image.levels else ""
     compression = image.metadata.get("compression")
+    chunks = _spaced(dict(zip(image.axes, image.chunks, strict=True)))
     lines = [
         f"{image.name}   {image.kind}{levels}",
         "  shape     " + _spaced(image.sizes) + f"   {image.dtype}   {size_text(image.nbytes)}",
         f"  pixel     {image.pixel_size}",
-        "  chunks    " + _spaced(dict(zip(image.axes, image.chunks, strict=True))) + (f"   {compression}" if compression else ""),
-    ]  # fmt: skip
+        f"  chunks    {chunks}" + (f"   {compression}" if compression else ""),
+    ]
     if image.size("c") > 1:
         lines.append("  channels  " + "   ".join(f"{i} {name}" for i, name in enumerate(image.channel_names())))
     if not image.pixel_size.known:

@@ -1,0 +1,55 @@
+"""What an ONNX graph tells before it runs: how much memory its tensors take at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+IN_PLACE = {"Relu", "LeakyRelu", "Sigmoid", "BatchNormalization", "Clip", "Identity", "Elu", "PRelu", "HardSwish"}
+"""Steps that onnxruntime fuses into the one before, or runs in the same memory."""
+
+
+def working_bytes(weights: bytes, shape: Sequence[int]) -> float:
+    """Bytes per input voxel (of one batch and channel) that tensors take at the worst moment of a run.
+
+    shape: (b, c, [z], y, x) of the input. Nodes run in the order of the file, a tensor is freed after its last use.
+    onnxruntime's arena and its blocked layouts come on top (`plan.ARENA`).
+    """
+    import onnx
+
+    model = onnx.load_from_string(weights)
+    graph = model.graph
+    for dim, size in zip(graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    for output in graph.output:
+        output.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    sizes = {v.name: _bytes(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+    return _peak(inferred, sizes) / (prod(shape) / shape[1])
+
+
+def _bytes(value: Any) -> int:
+    kind = value.type.tensor_type
+    width = {10: 2, 11: 8, 7: 8, 9: 1, 2: 1, 3: 1}.get(kind.elem_type, 4)
+    return int(prod(d.dim_value for d in kind.shape.dim)) * width
+
+
+def _peak(graph: Any, sizes: dict[str, int]) -> int:
+    """The largest sum of tensors that are alive together."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.node):
+        last.update(dict.fromkeys(node.input, i))
+    keep = {o.name for o in graph.output}
+    alive = {v.name: sizes.get(v.name, 0) for v in graph.input}
+    peak = sum(alive.values())
+    for i, node in enumerate(graph.node):
+        done = [n for n in node.input if n in alive and last[n] == i and n not in keep]
+        if node.op_type in IN_PLACE:
+            for n in done:
+                alive.pop(n)
+        alive.update((n, sizes.get(n, 0)) for n in node.output)
+        peak = max(peak, sum(alive.values()))
+        for n in done:
+            alive.pop(n, None)
+    return peak

@@ -1,0 +1,86 @@
+"""Tiles cover every pixel once, lie on the model's grid, and keep nothing that a cut has spoilt."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voidzoo.infer.grid import Axis, Span, blocks
+from voidzoo.infer.layout import block_shape, choose_tile, chunk_shape, tiled_length
+
+axes = st.builds(
+    Axis,
+    size=st.integers(1, 900),
+    step=st.sampled_from([1, 2, 3, 4, 8, 16, 32]),
+    minimum=st.integers(1, 120),
+    halo=st.integers(0, 60),
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(axes, st.integers(1, 40), st.integers(0, 300))
+def test_tiles_are_right_along_an_axis(axis: Axis, block_steps: int, more: int) -> None:
+    tile = axis.smallest_tile + more
+    assert axis.extended >= max(axis.size, axis.minimum)
+    assert axis.extended % axis.step == 0
+    for block in blocks(axis.size, block_steps * axis.step):
+        region = axis.read_for(block)
+        assert 0 <= region.start < region.stop <= axis.extended
+        assert region.start % axis.step == region.stop % axis.step == 0
+        if region.stop > axis.size and region.start > 0:  # the mirrored end must be in what is read
+            assert axis.size - region.start >= region.stop - axis.size
+        position = block.start
+        for t in axis.tiles(block, tile):
+            assert t.keep.start == position
+            position = t.keep.stop
+            assert region.start <= t.read.start
+            assert t.read.stop <= region.stop
+            assert t.read.start % axis.step == t.read.size % axis.step == 0
+            assert min(axis.minimum, axis.extended) <= t.read.size <= tile
+            assert t.read.start == 0 or t.keep.start - t.read.start >= axis.halo
+            assert t.read.stop == axis.extended or t.read.stop - t.keep.stop >= axis.halo
+        assert position == block.stop
+
+
+def test_whole_axis_has_no_halo() -> None:
+    axis = Axis(1024, step=4, minimum=64, halo=24)
+    (tile,) = axis.tiles(Span(0, 1024), 1024)
+    assert tile.read == tile.keep == Span(0, 1024)
+
+
+def test_two_tiles_share_the_halo() -> None:
+    axis = Axis(1000, step=4, minimum=64, halo=24)
+    first, second = axis.tiles(Span(0, 1000), 524)
+    assert (first.read, second.read) == (Span(0, 524), Span(476, 1000))
+    assert first.keep.stop == second.keep.start == 500
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(axes, min_size=2, max_size=3),
+    st.integers(10**3, 10**7),
+    st.integers(1, 6),
+)
+def test_chosen_shapes_keep_their_promises(along: list[Axis], limit: int, planes: int) -> None:
+    letters = "zyx"[-len(along) :]
+    model = dict(zip(letters, along, strict=True))
+    sizes = {"t": planes, **{a: axis.size for a, axis in model.items()}}
+    chunk = chunk_shape("t" + letters, model, sizes)
+    block = block_shape("t" + letters, model, sizes, chunk, limit)
+    for a, axis in model.items():
+        assert block[a] == axis.size or block[a] % chunk[a] == 0, "no two blocks write one chunk"
+        assert chunk[a] == axis.size or chunk[a] % axis.step == 0
+    room = max(limit, 1)
+    smallest = 1
+    for a, axis in model.items():
+        smallest *= min(axis.smallest_tile, max(axis.read_for(s).size for s in blocks(axis.size, block[a])))
+    if smallest <= room:
+        tile = choose_tile(model, block, room).tile
+        used = 1
+        for n in tile.values():
+            used *= n
+        assert used <= room
+        for a, axis in model.items():
+            assert tiled_length(axis, block[a], tile[a]) == sum(
+                t.read.size for span in blocks(axis.size, block[a]) for t in axis.tiles(span, tile[a])
+            )

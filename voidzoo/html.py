@@ -1,0 +1,265 @@
+"""A report: one HTML file without scripts or outside links. Page, tables, pictures, plan against outcome, seams."""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .infer.grid import Axis, blocks
+from .infer.report import duration, size_text
+from .zoo.pictures import enlarge, loss_curve, stretch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .zoo.package import Package
+
+STYLE = """
+:root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#59636e;--line:#d5dae0;--card:#f5f7f9;--mark:#0b63b0}
+@media (prefers-color-scheme:dark){:root{--back:#14171a;--text:#e6e9ec;--soft:#a2abb5;--line:#363c43;--card:#1e2226;
+--mark:#7cbcff}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:2rem 1.5rem 4rem;max-width:1136px;background:var(--back);color:var(--text);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem}
+h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}
+p{max-width:76ch;margin:.5rem 0}
+.lead,.caption,figcaption span{color:var(--soft)}
+table{border-collapse:collapse;margin:.8rem 0;font-size:.94rem;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto}
+th,td{text-align:left;vertical-align:top;padding:.28rem 1.4rem .28rem 0;border-bottom:1px solid var(--line);
+overflow-wrap:anywhere}
+th{font-weight:600}
+tbody th{color:var(--soft);font-weight:400;white-space:nowrap}
+pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.7rem .9rem;white-space:pre-wrap;
+overflow-wrap:anywhere;font:.86rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:.8rem;margin:1.2rem 0}
+.numbers div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem}
+.numbers b{display:block;font-size:1.35rem;line-height:1.3;color:var(--mark)}
+.numbers span{font-size:.88rem;color:var(--soft)}
+.pictures{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:1rem;margin:.9rem 0}
+figure{margin:0;min-width:0}
+figcaption{font-size:.9rem;margin-bottom:.3rem}
+figcaption b{display:block}
+img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
+.pictures.plot{grid-template-columns:minmax(0,840px)}
+.sharp img{image-rendering:pixelated}
+.zoom input{position:absolute;opacity:0}
+.zoom img{cursor:zoom-in}
+.zoom input:focus-visible~img{outline:3px solid var(--mark)}
+.zoom figure:has(input:checked){grid-column:1/-1;overflow-x:auto}
+.zoom input:checked~img{max-width:none;cursor:zoom-out}
+@media (max-width:700px){.pictures,.pictures.plot{grid-template-columns:1fr}}
+@media print{body{max-width:none;padding:0}figure,table,pre{break-inside:avoid}}
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its title and a caption (plain text, escaped when shown)."""
+
+    png: bytes
+    title: str
+    caption: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as the PNG's header says."""
+        width, height = struct.unpack(">II", self.png[16:24])
+        return int(width), int(height)
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Mean absolute difference (grey values) of neighbouring pixels across borders, and everywhere else.
+
+    block_pairs, tile_pairs: how many pairs of pixels lie across borders; a block's border is no tile's.
+    """
+
+    block: float
+    tile: float
+    elsewhere: float
+    block_pairs: int
+    tile_pairs: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """For records; None where there is no border of a kind."""
+        return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(self).items()}
+
+
+def picture(plane: NDArray[Any], grey: tuple[float, float], title: str, caption: str = "", factor: int = 1) -> Picture:
+    """A plane (y, x) of any dtype, stretched between two grey values, each pixel a square of factor x factor."""
+    from PIL import Image as Pillow
+
+    buffer = BytesIO()
+    Pillow.fromarray(enlarge(stretch(plane, grey), factor)).save(buffer, format="PNG", optimize=True)
+    return Picture(buffer.getvalue(), title, caption)
+
+
+def page(title: str, lead: str, parts: Iterable[str]) -> str:
+    """A whole page. title and lead are plain text; parts come from the functions below."""
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    )
+    body = f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>' + "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def section(heading: str, *parts: str) -> str:
+    """A heading (plain text) and what comes under it."""
+    return f"<section><h2>{escape(heading)}</h2>" + "\n".join(parts) + "</section>"
+
+
+def paragraph(text: str) -> str:
+    """Plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def commands(lines: Sequence[str]) -> str:
+    """Lines to paste."""
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def numbers(pairs: Sequence[tuple[str, str]]) -> str:
+    """The figures that matter, large: (figure, what it is)."""
+    return '<div class="numbers">' + "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in pairs
+    ) + "</div>"  # fmt: skip
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """Name and value, a line each."""
+    return table((), [(k, v) for k, v in rows.items()])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text; the first column names the row."""
+    top = "<thead><tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr></thead>" if head else ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(c)}</td>" for c in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'
+
+
+def pictures(many: Sequence[Picture], kind: str = "") -> str:
+    """Pictures in a row of three. kind: zoom (a click shows every pixel), sharp (enlarged pixels), plot (a wide one)."""
+    return f'<div class="pictures {kind}">' + "".join(_figure(p, zoom=kind == "zoom") for p in many) + "</div>"
+
+
+def _figure(one: Picture, *, zoom: bool) -> str:
+    width, height = one.size
+    source = "data:image/png;base64," + b64encode(one.png).decode("ascii")
+    title = escape(one.title)
+    image = f'<img src="{source}" width="{width}" height="{height}" alt="{title}">'
+    if zoom:
+        image = f'<label><input type="checkbox" aria-label="every pixel of {title}">{image}</label>'
+    caption = f"<span>{escape(one.caption)}</span>" if one.caption else ""
+    return f"<figure><figcaption><b>{title}</b>{caption}</figcaption>{image}</figure>"
+
+
+def plan_and_outcome(plan: Mapping[str, Any], happened: Mapping[str, Any]) -> str:
+    """What was planned and what happened, side by side.
+
+    plan: as `Plan.to_json`. happened: seconds (s), peak_memory and disk (bytes), blocks, clipped, mapped.
+    """
+
+    def sizes(key: str) -> str:
+        return " x ".join(str(n) for n in plan[key].values()) + f" ({', '.join(plan[key])})"
+
+    memory = plan["memory"]
+    used = int(happened["peak_memory"])
+    rows = [
+        ("memory", f"{size_text(memory['total'])} (process {size_text(memory['process'])}, network "
+         f"{size_text(memory['network'])}, blocks {size_text(memory['blocks'])})",
+         f"{size_text(used)} at the peak, {used / memory['total']:.0%} of the plan" if used else "not told by this system"),
+        ("time", f"{duration(plan['seconds'])} for the network", f"{duration(happened['seconds'])} with reading, writing "
+         "and the pyramid"),
+        ("disk", f"up to {size_text(plan['disk'])} before compression", size_text(happened["disk"])),
+        ("blocks", f"{plan['blocks']:,} of {sizes('block')}", f"{happened['blocks']:,} written"),
+        ("tiles", f"{plan['tiles']:,} of at most {sizes('tile')}, halo {sizes('halo')}",
+         f"the network ran on {plan['overhead']:.2f} x the pixels of the result"),
+        ("clipped", f"to the range of {plan['dtype']}", f"{happened['clipped']:,} values"),
+        ("NaN, infinite", "read as 0 only if allowed", f"{happened['mapped']:,} values"),
+    ]  # fmt: skip
+    return table(("", "planned", "happened"), rows)
+
+
+def loss_plot(history: Sequence[Mapping[str, Any]]) -> Picture:
+    """The curve of a training; history: `epoch`, `train_loss`, `val_loss` of each epoch, as in run.json."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "loss.png"
+        columns = ([e[key] for e in history] for key in ("epoch", "train_loss", "val_loss"))
+        loss_curve(*columns, path, "mean squared error (variances)")
+        return Picture(path.read_bytes(), "Loss of the hidden pixels", "1 is the variance of the image")
+
+
+def residual(noisy: NDArray[Any], denoised: NDArray[Any], window: int = 9) -> str:
+    """What a denoiser took away from a plane (y, x), as it is and smoothed, in words and two pictures."""
+    from scipy.ndimage import uniform_filter
+
+    left = noisy.astype(np.float64) - denoised
+    smooth = uniform_filter(left, window)
+    wide, narrow = 3 * float(left.std()), 4 * float(smooth.std())
+    shown = [
+        picture(left, (-wide, wide), "noisy - denoised", f"black to white: ±{wide:.0f} grey values, 0 is mid grey"),
+        picture(smooth, (-narrow, narrow), f"its mean over {window} x {window} pixels", f"±{narrow:.1f} grey values"),
+    ]
+    text = (
+        f"Mean {left.mean():.2f}, standard deviation {left.std():.1f} grey values. Stronger noise at bright places is "
+        "expected of photons; outlines of the sample would be signal that was taken for noise. The second picture shows "
+        f"what hides under the noise: its standard deviation is {smooth.std():.1f}, noise without any structure would "
+        f"leave {left.std() / window:.1f}. Click a picture for every pixel."
+    )
+    return paragraph(text) + pictures(shown, "zoom")
+
+
+def borders(
+    package: Package, shape: Mapping[str, int], block: Mapping[str, int], tile: Mapping[str, int]
+) -> dict[str, tuple[list[int], list[int]]]:
+    """Where blocks, and tiles inside of blocks, meet along each axis of the model: the first pixel behind the border."""
+    found = {}
+    for a, rule in package.rules.items():
+        axis = Axis(shape[a], rule.step, rule.minimum, rule.halo)
+        spans = blocks(axis.size, block[a])
+        tiles = [t.keep.start for span in spans for t in axis.tiles(span, tile[a])[1:]]
+        found[a] = ([span.start for span in spans[1:]], tiles)
+    return found
+
+
+def seams(plane: NDArray[Any], at: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Seams:
+    """How much neighbouring pixels of a plane (y, x) differ across borders and elsewhere; `at`: one entry an axis.
+
+    A border that shows makes the first figures larger than the last one.
+    """
+    across: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    for axis, (of_blocks, of_tiles) in enumerate(at):
+        steps = np.abs(np.diff(plane.astype(np.float64), axis=axis)).swapaxes(0, axis)
+        kind = np.full(len(steps), 2)
+        kind[[i - 1 for i in of_tiles]] = 1
+        kind[[i - 1 for i in of_blocks]] = 0
+        for k in range(3):
+            across[k].append(steps[kind == k].reshape(-1))
+    found = [np.concatenate(part) for part in across]
+    block, tile, elsewhere = (float(v.mean()) if v.size else float("nan") for v in found)
+    return Seams(block, tile, elsewhere, found[0].size, found[1].size)
+
+
+def seam_table(rows: Mapping[str, Seams]) -> str:
+    """Seams of one or several images, each a row of grey values."""
+    head = ("mean |difference| of neighbouring pixels", "across block borders", "across tile borders", "elsewhere")
+    return table(head, [(name, *(_grey(v) for v in (s.block, s.tile, s.elsewhere))) for name, s in rows.items()])
+
+
+def _grey(value: float) -> str:
+    return "no such border" if np.isnan(value) else f"{value:.3f} grey values"
