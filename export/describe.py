@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..zoo.errors import RecipeError
+from ..zoo.errors import RecipeError, nearest
 from ..zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -44,12 +45,33 @@ class About:
     tags: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for a name that the format does not take."""
+        """Raise RecipeError for a name, description, author or licence that the format does not take."""
         if not re.fullmatch(r"[A-Za-z0-9_+\- ()]{5,64}", self.name):
             raise RecipeError(
                 f"{self.name!r} cannot be the name of a model: 5 to 64 letters, digits, spaces or _ + - ( ).",
                 mend=f"--name {suggest_name(self.name)!r}",
             )
+        if len(self.description) > 512:
+            raise RecipeError(
+                f"the description has {len(self.description)} letters; 512 are legal.", mend="one sentence"
+            )
+        for author in self.authors:
+            if not author.strip() or "/" in author or "\\" in author:
+                raise RecipeError(f"{author!r} cannot be an author: a name without slashes.", mend='--author "Ada Ito"')
+        if self.licence is not None:
+            _check_licence(self.licence)
+
+
+def _check_licence(licence: str) -> None:
+    """Raise RecipeError for what is no SPDX id. bioimageio.spec, which knows them all, costs a second to import."""
+    from bioimageio.spec.generic.v0_3 import DeprecatedLicenseId, LicenseId
+
+    known = {word for kind in (LicenseId, DeprecatedLicenseId) for word in kind.root_model.model_json_schema()["enum"]}
+    if licence not in known:
+        raise RecipeError(
+            f"{licence!r} is no SPDX licence id{nearest(licence, known)}.",
+            mend="--license CC-BY-4.0, CC0-1.0, MIT or another of https://spdx.org/licenses",
+        )
 
 
 def suggest_name(text: str) -> str:
@@ -180,8 +202,10 @@ def channel_ids(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for i, name in enumerate(names):
         word = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
-        word = word if re.match(r"[a-z]", word) else f"channel_{word or i}"
-        found.append(word if word not in found else f"{word}_{i}")
+        word = word if re.match(r"[a-z]", word) and not iskeyword(word) else f"channel_{word or i}"
+        while word in found:
+            word = f"{word}_{i}"
+        found.append(word)
     return found
 
 
@@ -190,4 +214,4 @@ def _file(name: str, files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _nickname(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"

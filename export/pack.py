@@ -52,6 +52,8 @@ def export_run(
     out = Path(out)
     if out.suffix != ".zip":
         raise OutputError(f"{out}: a package is a .zip.", mend=f"-o {out}.zip")
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder.", mend="another -o")
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists.", mend="another -o, or --overwrite")
     about = About(

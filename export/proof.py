@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ..infer.grid import Axis, round_up
 from ..infer.plan import make_plan
 from ..infer.run import run_in_memory
 from ..infer.session import Session, find_device
-from ..zoo.errors import ProofFailed
+from ..zoo.errors import PackageError, ProofFailed
 from ..zoo.open import open_image
 from ..zoo.package import Package
 
@@ -40,13 +41,28 @@ class Check:
 
 
 def test_tensors(package: Package) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The test input and output of a package, float32 (b, c, [z], y, x). Raises PackageError if they are missing."""
-    import io
-
-    found = (np.load(io.BytesIO(package.files.read(n)), allow_pickle=False)
-             for n in (package.test_input, package.test_output))  # fmt: skip
-    test_input, test_output = (np.asarray(t, dtype=np.float32) for t in found)
+    """The test input and output of a package, float32 (b, c, [z], y, x). Raises PackageError if there are none."""
+    test_input = _tensor(package, package.test_input, package.channels_in)
+    test_output = _tensor(package, package.test_output, package.channels_out)
+    if test_input.shape[2:] != test_output.shape[2:] or len(test_input) != len(test_output):
+        raise PackageError(
+            f"{package.path}: the test input has the shape {test_input.shape}, the output {test_output.shape}."
+        )
     return test_input, test_output
+
+
+def _tensor(package: Package, name: str, channels: Sequence[str]) -> NDArray[np.float32]:
+    data = package.files.read(name)
+    try:
+        tensor = np.asarray(np.load(io.BytesIO(data), allow_pickle=False), dtype=np.float32)
+    except (ValueError, TypeError, EOFError) as error:
+        raise PackageError(f"{package.path}: {name} is no array of numbers.", where=str(error)[:200]) from error
+    if tensor.ndim != 2 + len(package.axes) or tensor.shape[1] != len(channels) or 0 in tensor.shape:
+        raise PackageError(
+            f"{package.path}: {name} has the shape {tensor.shape}; "
+            f"batch, {len(channels)} channels, {', '.join(package.axes)} are needed."
+        )
+    return tensor
 
 
 def check_reference(package: Package, session: Session, keep: Path) -> Check:

@@ -224,6 +224,8 @@ def _disk_full(error: OSError) -> bool:
 def _failure(plan: Plan, failed: list[BlockFailed], done: int) -> BlocksFailed:
     first = failed[0]
     what = getattr(first.error, "what", None) or f"{type(first.error).__name__}: {first.error}"
+    if isinstance(first.error, OSError) and first.error.strerror:
+        what = f"{first.error.strerror} ({first.error.filename or plan.image.name})"
     where = getattr(first.error, "where", "")
     mend = getattr(first.error, "mend", "")
     error = BlocksFailed(

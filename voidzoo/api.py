@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .infer.plan import Plan, make_plan
 from .infer.run import run_in_memory, run_plan
 from .zoo.axes import canonical, permutation
 from .zoo.errors import DependencyError
+from .zoo.image import Image
 from .zoo.open import open_image
 from .zoo.package import Package, open_package
 
@@ -84,7 +86,7 @@ def predict(
     predict(plan, "out.ome.zarr") and predict(package, image, out="out.ome.tif") write and return a `Result`; the same
     call again continues. predict(package, array, axes="yx") returns an array with the axes of the one it was given
     (a channel axis in front where the model adds one), predict(package, data_array) a DataArray with its coordinates;
-    nothing is written. settings: as for `plan`.
+    a path or Image gives an Image in memory; nothing is written. settings: as for `plan`.
     Raises what `plan` refuses, OutputError, ResourceError, BlocksFailed.
     """
     if isinstance(model, Plan):
@@ -103,6 +105,9 @@ def _as_given(target: Any, made: Plan, values: np.ndarray[Any, Any]) -> Any:
     given = made.image.source_axes
     letters = given if canonical(given) == made.out_axes else _with_channels(given, made.out_axes)
     ordered = values.transpose(permutation(made.out_axes, letters))
+    if isinstance(target, Image | str | Path):
+        image = open_image(ordered, axes=letters)
+        return replace(image, name=made.image.name, pixel_size=made.image.pixel_size, channels=made.out_channels)
     if not hasattr(target, "dims") or not hasattr(target, "coords"):
         return ordered
     import xarray as xr
@@ -131,14 +136,14 @@ def parse_bytes(text: str | float | None) -> int | None:
     """`"16GB"`, `"500 MB"`, `2e9` -> bytes (powers of 1000). Raises ResourceError for anything else."""
     from .zoo.errors import ResourceError
 
-    if text is None or isinstance(text, int | float):
-        return None if text is None else int(text)
-    word = text.strip().lower().removesuffix("b")
+    if text is None:
+        return None
+    word = str(text).strip().lower().removesuffix("b")
     factor = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}.get(word[-1:], 1.0)
     try:
-        value = float(word.rstrip("kmgt") or "x") * factor
+        value = float(word[:-1] if factor > 1 else word) * factor
     except ValueError:
         value = 0.0
-    if not value >= 1e6:
+    if not 1e6 <= value < 1e18:
         raise ResourceError(f"{text!r} is no amount of memory.", mend="e.g. --memory 8GB or --memory 500MB")
     return int(value)

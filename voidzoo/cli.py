@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -209,7 +210,10 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise RecipeError(f"--set {text!r}: key=value is needed.", mend="--set epochs=50")
-    return key.strip(), yaml.safe_load(value)
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {text!r}: {value!r} is no value.", mend="--set 'patch=[64, 64]'") from None
 
 
 def _listener(json: bool, quiet: bool, log: Path | None = None) -> Any:
@@ -226,18 +230,22 @@ def main(arguments: list[str] | None = None) -> int:
         app([a for a in arguments if a != "--debug"], prog_name="voidzoo")
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(bool(leave.code))
-    except VoidzooError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         if debug:
-            raise
-        typer.echo(
-            f"error: {type(error).__name__}: {error}\n  mend:  this is a fault of voidzoo; please report it with what "
-            "--debug shows",
-            err=True,
-        )
-        return 1
+            traceback.print_exc()
+        text, code = _in_words(error)
+        typer.echo(f"error: {text}", err=True)
+        return code
     return 0
+
+
+def _in_words(error: Exception) -> tuple[str, int]:
+    """What to tell of an error, and the exit code."""
+    if isinstance(error, VoidzooError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}.", 2
+    mend = "this is a fault of voidzoo; please report it with what --debug shows"
+    return f"{type(error).__name__}: {error}\n  mend:  {mend}", 1

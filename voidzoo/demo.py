@@ -1,9 +1,8 @@
-"""`voidzoo demo`: the whole way on a bundled real image. It only arranges: every stage is a command line that it shows."""
+"""`voidzoo demo`: the whole way on a bundled real image. Every stage is a command line of voidzoo that it shows."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -40,15 +39,16 @@ RECORD = "demo.json"
 FORMAT = 1
 SEAMS = ("--block", "256,256", "--tile", "128,128")
 """Far smaller than needed, so that a plane of 1024 x 1024 has borders of blocks and of tiles to look at."""
-
 RANGE = 255.0
 """Grey values that the PSNR is relative to: those of the 8-bit partner."""
 CROP, FACTOR = 96, 4
-RULES = (("the brightest part", 100), ("an ordinary part", 60), ("a dim part", 15))
+RULES = (("the brightest part", 100), ("an ordinary part", 60), ("a dim part", 20))
 """Crops are picked by a rule and not by eye: windows at these percentiles of mean grey value."""
+DIM = 0.3
+"""A crop that uses less than this share of the grey scale gets one of its own, which is said."""
 
 
-class StageFailed(VoidzooError):
+class StageFailed(VoidzooError):  # noqa: N818  (as in zoo.errors)
     """A stage of the demo ended with an error, which it has told itself."""
 
     def __init__(self, line: str, code: int) -> None:
@@ -74,13 +74,14 @@ class Demo:
         beside.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
         beside.replace(self.path(RECORD))
 
-    def stage(self, name: str, *words: str | Path, product: str = "") -> str:
+    def stage(self, name: str, *words: str | Path, product: str = "", unseen: Sequence[str] = ()) -> str:
         """Run a command line of voidzoo in a process of its own; skip it when its product lies there. -> its stdout.
 
-        The seconds of all runs of a stage are summed up in the record. Raises StageFailed, Interrupted.
+        unseen: further words that are not shown, as they do not matter to the result. The seconds of all runs of a
+        stage are summed up in the record. Raises StageFailed, Interrupted.
         """
-        line = [str(w) for w in words]
-        shown = shlex.join(["voidzoo", *line])
+        shown = shlex.join(["voidzoo", *map(str, words)])
+        line = [*map(str, words), *unseen]
         if shown not in self.record["commands"]:
             self.record["commands"].append(shown)
         self.say(f"\n$ {shown}")
@@ -116,25 +117,21 @@ def demo(out: str | Path, quiet: bool = False, *, epochs: int | None = None) -> 
     noisy, model = job.path("noisy.tif"), job.path("model.zip")
     _train(job, noisy, epochs)
     _export(job, model)
-    job.stage("plan", "plan", model, noisy, *SEAMS)
-    if job.quiet:
-        seams: tuple[str, ...] = (*SEAMS, "--quiet")
-    else:
-        seams = SEAMS
-    job.stage(
-        "predict", "predict", model, noisy, "-o", job.path("denoised.ome.zarr"), *seams, product="denoised.ome.zarr"
-    )
-    job.stage(
-        "predict tiff", "predict", model, noisy, "-o", job.path("denoised.ome.tif"), *seams, product="denoised.ome.tif"
-    )
+    if not job.path("denoised.ome.zarr").exists():
+        job.stage("plan", "plan", model, noisy, *SEAMS)
+    for name, result in (("predict", "denoised.ome.zarr"), ("predict tiff", "denoised.ome.tif")):
+        words = ("predict", model, noisy, "-o", job.path(result), *SEAMS)
+        job.stage(name, *words, product=result, unseen=["--quiet"] if quiet else [])
     start = time.monotonic()
     report = write_report(job.folder, job.record)
     job.record["seconds"]["report"] = round(time.monotonic() - start, 1)
     job.record["state"] = "done"
     job.save()
     r = job.record
-    job.say(f"\nPSNR     {r['psnr_raw']:.2f} dB noisy, {r['psnr_denoised']:.2f} dB denoised ({r['gain_db']:+.2f} dB), after an "
-            "affine fit to the high-SNR partner")  # fmt: skip
+    job.say(
+        f"\nPSNR     {r['psnr_raw']:.2f} dB noisy, {r['psnr_denoised']:.2f} dB denoised ({r['gain_db']:+.2f} dB), "
+        "after an affine fit to the high-SNR image"
+    )
     job.say(f"figures  {job.path(RECORD)}")
     job.say(f"report   {report}   (one file; open it in a browser)")
     return report
@@ -183,25 +180,27 @@ def _images(job: Demo) -> None:
             with as_file(files("voidzoo.zoo") / "samples" / sample) as source:
                 shutil.copyfile(source, target.with_name(name + ".part"))
             target.with_name(name + ".part").replace(target)
-    job.say("A real widefield image of mitochondria (noisy.tif) and the same field with a high SNR (high_snr.tif), "
-            "which the training never sees.\nEvery stage below is a command that you can type for your own images.")  # fmt: skip
+    job.say(
+        "A real widefield image of mitochondria (noisy.tif), and the same field with a high SNR (high_snr.tif), which\n"
+        "the training never sees. Every stage below is a command that you can type for your own images."
+    )
 
 
 def _train(job: Demo, noisy: Path, epochs: int | None) -> None:
     run = job.path("run/run.json")
     done = run.is_file() and json.loads(run.read_text(encoding="utf-8"))["state"] == "done"
     few = [] if epochs is None else ["--epochs", str(epochs)]
-    silent = ["--quiet"] if job.quiet else []
-    words = ["train", "n2v", noisy, "-o", job.path("run"), *few, *silent]
-    job.stage("train", *words, product="run/run.json" if done else "")
+    unseen = ["--quiet"] if job.quiet else []
+    product = "run/run.json" if done else ""
+    job.stage("train", "train", "n2v", noisy, "-o", job.path("run"), *few, product=product, unseen=unseen)
 
 
 def _export(job: Demo, model: Path) -> None:
     """Export, and keep what the proof said; without that in the record it is done again."""
-    words = ["export", job.path("run"), "-o", model, "--name", "n2v-demo-mitochondria", "--license", "CC0-1.0"]
-    if "checks" not in job.record and model.exists():
-        words.append("--overwrite")
-    text = job.stage("export", *words, "--json", product="" if "--overwrite" in words else "model.zip")
+    words = ("export", job.path("run"), "-o", model, "--name", "n2v-demo-mitochondria", "--license", "CC0-1.0")
+    known = "checks" in job.record
+    unseen = ["--json", *([] if known else ["--overwrite"])]
+    text = job.stage("export", *words, product="model.zip" if known else "", unseen=unseen)
     if text:
         job.record["checks"] = json.loads(text.strip().splitlines()[-1])["checks"]
         job.save()
@@ -237,8 +236,10 @@ def write_report(folder: Path, record: dict[str, Any]) -> Path:
         _proof(record),
         _facts(folder, record),
     ]
-    lead = ("Noise2Void learns to denoise from one noisy image alone: it hides pixels and predicts them from their "
-            "neighbours. No clean image was used in the training.")  # fmt: skip
+    lead = (
+        "Noise2Void learns to denoise from one noisy image alone: it hides pixels and predicts them from their "
+        "neighbours. No clean image was used in the training."
+    )
     path = folder / "report.html"
     beside = path.with_name(path.name + ".part")
     beside.write_text(html.page("A real noisy image, denoised", lead, parts), encoding="utf-8")
@@ -255,10 +256,9 @@ def _plane(path: Path) -> NDArray[Any]:
 def _measure(
     folder: Path, record: dict[str, Any], noisy: NDArray[Any], high: NDArray[Any], denoised: NDArray[Any]
 ) -> None:
-    """Add PSNR (dB), plan, outcome (bytes, s) and seams (grey values) to the record."""
+    """Add PSNR (dB), plan, outcome (bytes, s), seams and residual (grey values) to the record."""
     stored = json.loads((folder / "denoised.ome.zarr" / "zarr.json").read_text(encoding="utf-8"))
-    ours = stored["attributes"]["voidzoo"]
-    plan, outcome = ours["plan"], ours["happened"]
+    plan, outcome = (stored["attributes"]["voidzoo"][k] for k in ("plan", "happened"))
     raw, clean = psnr_affine(high, noisy, RANGE), psnr_affine(high, denoised, RANGE)
     record |= {"psnr_raw": round(raw, 3), "psnr_denoised": round(clean, 3), "gain_db": round(clean - raw, 3)}
     record["fit"] = dict(zip(("factor", "offset"), affine_fit(high, denoised), strict=True))
@@ -272,72 +272,76 @@ def _measure(
         "mapped": outcome["mapped"],
     }
     package = open_package(folder / "model.zip")
-    shape = {"y": noisy.shape[0], "x": noisy.shape[1]}
-    whole = api.predict(
-        package, open_image(folder / "noisy.tif"), tile=tuple(shape.values()), block=tuple(shape.values())
-    )
+    sides = noisy.shape
+    whole = api.predict(package, noisy, axes="yx", tile=sides, block=sides)
     difference = np.abs(whole.astype(np.int64) - denoised)
-    at = list(html.borders(package, shape, plan["block"], plan["tile"]).values())
+    at = list(html.borders(package, dict(zip("yx", sides, strict=True)), plan["block"], plan["tile"]).values())
     record["seams"] = {
         "denoised": html.seams(denoised, at).to_json(),
-        "noisy": html.seams(noisy, at).to_json(),
+        "whole": html.seams(whole, at).to_json(),
         "tiled_minus_whole_max": int(difference.max()),
         "tiled_minus_whole_pixels": int(np.count_nonzero(difference)),
         "tiff_equals_zarr": bool(np.array_equal(_plane(folder / "denoised.ome.tif"), denoised)),
     }
-    record["residual"] = {
-        "mean": float((noisy - denoised.astype(float)).mean()),
-        "std": float((noisy - denoised.astype(float)).std()),
-    }
-    record["saturated"] = {"noisy": float((noisy == 255).mean()), "high_snr": float((high == 255).mean())}
+    left = noisy - denoised.astype(np.float64)
+    record["residual"] = {"mean": round(float(left.mean()), 3), "std": round(float(left.std()), 3)}
+    record["saturated"] = {"noisy": float((noisy == RANGE).mean()), "high_snr": float((high == RANGE).mean())}
 
 
 def _figures(record: dict[str, Any]) -> str:
-    r, happened = record, record["happened"]
-    passed = sum(c["passed"] for c in r["checks"])
-    return html.numbers([
-        (f"{r['psnr_raw']:.1f} → {r['psnr_denoised']:.1f} dB", f"PSNR before and after ({r['gain_db']:+.1f} dB)"),
-        (duration(r["seconds"]["train"]), "training, from nothing"),
-        (duration(happened["seconds"]), f"prediction, {happened['blocks']} blocks, {r['plan']['tiles']} tiles"),
-        (f"{r['seams']['tiled_minus_whole_max']} grey values", "largest difference between tiled and whole-image result"),
-        (f"{passed} of {len(r['checks'])}", "checks of the exported model passed"),
-    ]) + html.paragraph(
-        "PSNR is 20 log10(255) - 10 log10(mean squared difference to the high-SNR image), in dB, after the factor and the "
-        "offset that bring an image nearest to it (the files were contrast-stretched one by one); 3 dB more is half the "
-        "squared error. The high-SNR image has noise of its own, so that it is a reference and not the truth."
-    )  # fmt: skip
+    plan, happened, seams, checks = (record[k] for k in ("plan", "happened", "seams", "checks"))
+    passed = sum(c["passed"] for c in checks)
+    pairs = [
+        (f"{record['gain_db']:+.1f} dB", f"PSNR: {record['psnr_raw']:.1f} before, {record['psnr_denoised']:.1f} after"),
+        (duration(record["seconds"]["train"]), "training, from nothing"),
+        (duration(happened["seconds"]), f"prediction, {happened['blocks']} blocks, {plan['tiles']} tiles"),
+        (f"{seams['tiled_minus_whole_max']} grey values", "largest difference of the tiled and the whole-image result"),
+        (f"{passed} of {len(checks)}", "checks of the exported model passed"),
+    ]
+    text = (
+        "PSNR is 20 log10(255) - 10 log10(mean squared difference to the high-SNR image), in dB, after the factor and "
+        "the offset that bring an image nearest to it (the files were contrast-stretched one by one); 3 dB more is "
+        "half the squared error. The high-SNR image has noise of its own: it is a reference and not the truth."
+    )
+    return html.numbers(pairs) + html.paragraph(text)
 
 
 def _before_after(record: dict[str, Any], noisy: NDArray[Any], denoised: NDArray[Any], high: NDArray[Any]) -> str:
     """Three planes and crops of them, all on one grey scale."""
-    low, top = contrast(noisy)
     factor, offset = record["fit"]["factor"], record["fit"]["offset"]
-    grey = (low, top)
-    partner = (factor * low + offset, factor * top + offset)
-    planes = [
-        (noisy, grey, "noisy", f"{record['psnr_raw']:.2f} dB"),
-        (denoised, grey, "denoised", f"{record['psnr_denoised']:.2f} dB"),
-        (high, partner, "high SNR", "reference, not seen in the training"),
+    low, top = contrast(noisy)
+    top = min(top, (RANGE - offset) / factor)  # where the 8-bit partner ends
+    names = [
+        ("noisy", f"{record['psnr_raw']:.2f} dB"),
+        ("denoised", f"{record['psnr_denoised']:.2f} dB"),
+        ("high SNR", "a reference, not seen in the training"),
     ]
-    size = f"{noisy.shape[1]} x {noisy.shape[0]}"
+    planes = (noisy, denoised, high)
+
+    def greys(low: float, top: float) -> list[tuple[float, float]]:
+        return [(low, top), (low, top), (factor * low + offset, factor * top + offset)]
+
+    scale = greys(low, top)
     parts = [
         html.paragraph(
-            f"Noisy and denoised have the same grey scale: {low:.0f} is black and {top:.0f} is white. The high-SNR image "
-            f"is shown from {partner[0]:.0f} to {partner[1]:.0f}, which are the same intensities after the fit of the "
-            f"denoised image to it (x {factor:.3f} {'+' if offset >= 0 else '-'} {abs(offset):.1f}). Nothing else was done "
-            f"to the pictures. Small pictures hide noise: click one to see all of its {size} pixels."
+            f"Noisy and denoised have the same grey scale: {low:.0f} is black, {top:.0f} is white. The high-SNR image "
+            f"is shown from {scale[2][0]:.0f} to {scale[2][1]:.0f}: the same intensities after the affine fit of the "
+            f"denoised image to it (x {factor:.3f} {'+' if offset >= 0 else '-'} {abs(offset):.1f}). Nothing else was "
+            f"done. Small pictures hide noise: click one for all its {noisy.shape[1]} x {noisy.shape[0]} pixels."
         ),
-        html.pictures([html.picture(p, g, name, text) for p, g, name, text in planes], zoom=True),
+        html.pictures([html.picture(p, g, *n) for p, g, n in zip(planes, scale, names, strict=True)], "zoom"),
         html.paragraph(
-            f"Enlarged {FACTOR} times, every pixel a square. The places were picked by a rule (mean grey value of windows of "
-            f"{CROP} x {CROP} pixels) and not by eye; the last one is where four blocks meet."
+            f"Enlarged {FACTOR} times, every pixel a square. The places were picked by a rule (mean grey value of "
+            f"windows of {CROP} x {CROP} pixels) and not by eye; the last one is where four blocks meet."
         ),
     ]
     for where, y, x in places(noisy, record["plan"]["block"]):
         cut = (slice(y, y + CROP), slice(x, x + CROP))
-        text = f"{where}, y {y}, x {x}"
-        crops = [html.picture(p[cut], g, name, text, FACTOR) for p, g, name, _ in planes]
-        parts.append(html.pictures(crops, sharp=True))
+        text, own = f"{where}, y {y}, x {x}", contrast(noisy[cut])
+        dim = own[1] - own[0] < DIM * (top - low)
+        text += f"; own grey scale {own[0]:.0f} to {own[1]:.0f}" if dim else ""
+        shown = zip(planes, greys(*own) if dim else scale, names, strict=True)
+        parts.append(html.pictures([html.picture(p[cut], g, n[0], text, FACTOR) for p, g, n in shown], "sharp"))
     return html.section("Before and after", *parts)
 
 
@@ -350,55 +354,52 @@ def places(plane: NDArray[Any], block: dict[str, int]) -> list[tuple[str, int, i
     for name, percentile in RULES:
         row, column = np.unravel_index(order[round((order.size - 1) * percentile / 100)], means.shape)
         found.append((name, int(row) * CROP, int(column) * CROP))
-    middle = [n // 2 // block[a] * block[a] for a, n in zip("yx", plane.shape, strict=True)]
-    return [*found, ("where four blocks meet", middle[0] - CROP // 2, middle[1] - CROP // 2)]
+    y, x = (n // 2 // block[a] * block[a] - CROP // 2 for a, n in zip("yx", plane.shape, strict=True))
+    return [*found, ("where four blocks meet", y, x)]
 
 
 def _training(folder: Path, record: dict[str, Any]) -> str:
     info = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
-    recipe = info["recipe"]
-    sides = " x ".join(str(n) for n in recipe["patch"])
-    return html.section(
-        "Training",
-        html.facts({
-            "method": f"Noise2Void, {recipe['dims']}D U-Net, {recipe['depth']} poolings, {recipe['filters']} filters",
-            "seen": f"{info['epochs_done']} epochs of {recipe['steps']} steps of {recipe['batch']} patches of {sides} pixels",
-            "best": f"epoch {info['best_epoch']}, validation loss {info['best_val_loss']:.4f} (variances of the image)",
-            "time": f"{duration(record['seconds']['train'])} with the start of the program",
-            "all settings": str(folder / "run" / "recipe.yaml"),
-        }),
-        html.pictures([html.loss_plot(info["history"])], "plot"),
-    )  # fmt: skip
+    r = info["recipe"]
+    sides = " x ".join(str(n) for n in r["patch"])
+    rows = {
+        "method": f"Noise2Void, {r['dims']}D U-Net, {r['depth']} poolings, {r['filters']} filters",
+        "seen": f"{info['epochs_done']} epochs of {r['steps']} steps of {r['batch']} patches of {sides} pixels",
+        "best": f"epoch {info['best_epoch']}, validation loss {info['best_val_loss']:.4f} (variances of the image)",
+        "time": f"{duration(record['seconds']['train'])} with the start of the program",
+        "all settings": str(folder / "run" / "recipe.yaml"),
+    }
+    return html.section("Training", html.facts(rows), html.pictures([html.loss_plot(info["history"])], "plot"))
 
 
 def _prediction(record: dict[str, Any]) -> str:
     seams = record["seams"]
     rows = {
-        name: html.Seams(**{k: float("nan") if v is None else v for k, v in seams[name].items()})
-        for name in ("denoised", "noisy")
+        "this result": html.Seams.from_json(seams["denoised"]),
+        "one run on the whole image, same places": html.Seams.from_json(seams["whole"]),
     }
     equal = "the same" if seams["tiff_equals_zarr"] else "NOT the same"
+    text = (
+        "A run on the whole image has no borders: a seam would make the figures of this result larger than those of "
+        "that run at the same places. (Figures differ along a row with the structures that happen to lie there.) The "
+        f"largest difference of the two results is {seams['tiled_minus_whole_max']} grey values; "
+        f"{seams['tiled_minus_whole_pixels']:,} pixels differ. The OME-TIFF and the OME-Zarr hold {equal} pixels."
+    )
     return html.section(
         "Prediction: planned and happened",
         html.plan_and_outcome(record["plan"], record["happened"]),
-        html.paragraph(
-            "Blocks and tiles are far smaller here than voidzoo would choose, so that there are borders to look at."
-        ),
+        html.paragraph("Blocks and tiles are far smaller than voidzoo would choose, so that there are borders to see."),
         html.seam_table(rows),
-        html.paragraph(
-            "Seams would make the figures at borders larger than elsewhere by more than they are in the noisy image, which has "
-            f"none. Against one run on the whole image: the largest difference is {seams['tiled_minus_whole_max']} grey values, "
-            f"{seams['tiled_minus_whole_pixels']:,} pixels differ. The OME-TIFF and the OME-Zarr hold {equal} pixels."
-        ),
+        html.paragraph(text),
     )
 
 
 def _proof(record: dict[str, Any]) -> str:
     rows = [(c["name"], c["detail"], "passed" if c["passed"] else "FAILED") for c in record["checks"]]
     return html.section(
-        "The model's proof",
-        html.paragraph("The exported bioimage.io package was run in different ways; the results must agree."),
-        html.table(("check", "found", ""), rows),
+        "Proof of the exported model",
+        html.paragraph("The bioimage.io package was run in several ways; the results must agree."),
+        html.table(("check", "found", "result"), rows),
     )
 
 
@@ -406,28 +407,27 @@ def _facts(folder: Path, record: dict[str, Any]) -> str:
     package = open_package(folder / "model.zip")
     names = ("torch", "onnxruntime-gpu", "onnxruntime", "numpy", "bioimageio.core", "zarr", "tifffile")
     versions = [f"{n} {v}" for n in names if (v := _version(n))]
-    opened = [
-        line
-        for n in ("denoised.ome.tif", "denoised.ome.zarr")
-        for line in open_lines(str(folder / n))[: 1 + n.endswith("zarr")]
-    ]
+    tiff, store = (open_lines(str(folder / n)) for n in ("denoised.ome.tif", "denoised.ome.zarr"))
+    saturated = record["saturated"]
+    rows = {
+        "model": f"{package.name} {package.version}, weights sha256 {package.sha256}",
+        "image": "mitochondria, widefield 60x; GigaDB 100888, Hagen et al. 2021, CC0-1.0. 8-bit copies, the centre of "
+        "1024 x 1024 pixels, each contrast-stretched on its own; the pixel size is not stated. "
+        f"{saturated['noisy']:.1%} of the noisy and {saturated['high_snr']:.1%} of the high-SNR pixels are at 255.",
+        "date": record["date"],
+        "device": f"{record['plan']['device']}, {platform.machine()}, {platform.system()}",
+        "versions": ", ".join([f"voidzoo {record['version']}", f"Python {platform.python_version()}", *versions]),
+        "figures": str(folder / RECORD),
+    }
     return html.section(
-        "How to do it again",
+        "Once more, and with your own images",
+        html.commands([shlex.join(["voidzoo", "demo", "-o", str(folder)])]),
+        html.paragraph("or step by step; for your own images leave --block and --tile out:"),
         html.commands(record["commands"]),
         html.paragraph("To open the result:"),
-        html.commands(opened),
-        html.facts({
-            "model": f"{package.name} {package.version}, weights sha256 {package.sha256}",
-            "image": "mitochondria, widefield 60x; GigaDB 100888, Hagen et al. 2021, CC0-1.0; 8-bit copies, the centre of "
-            "1024 x 1024 pixels, each contrast-stretched on its own; pixel size not stated; "
-            f"{record['saturated']['noisy']:.1%} of the noisy and {record['saturated']['high_snr']:.1%} of the high-SNR "
-            "pixels are at 255",
-            "date": record["date"],
-            "device": f"{record['plan']['device']}, {platform.machine()}, {os.cpu_count()} processors, {platform.system()}",
-            "versions": ", ".join([f"voidzoo {record['version']}", f"Python {platform.python_version()}", *versions]),
-            "figures": str(folder / "demo.json"),
-        }),
-    )  # fmt: skip
+        html.commands([tiff[0], *store[:2]]),
+        html.facts(rows),
+    )
 
 
 def _version(name: str) -> str:

@@ -95,6 +95,12 @@ class Seams:
         """For records; None where there is no border of a kind."""
         return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Seams:
+        """The opposite of `to_json`."""
+        values: dict[str, Any] = {k: float("nan") if v is None else v for k, v in found.items()}
+        return cls(**values)
+
 
 def picture(plane: NDArray[Any], grey: tuple[float, float], title: str, caption: str = "", factor: int = 1) -> Picture:
     """A plane (y, x) of any dtype, stretched between two grey values, each pixel a square of factor x factor."""
@@ -153,7 +159,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pictures(many: Sequence[Picture], kind: str = "") -> str:
-    """Pictures in a row of three. kind: zoom (a click shows every pixel), sharp (enlarged pixels), plot (a wide one)."""
+    """Pictures in a row of three. kind: zoom (a click shows every pixel), sharp (enlarged ones), plot (a wide one)."""
     return f'<div class="pictures {kind}">' + "".join(_figure(p, zoom=kind == "zoom") for p in many) + "</div>"
 
 
@@ -179,12 +185,13 @@ def plan_and_outcome(plan: Mapping[str, Any], happened: Mapping[str, Any]) -> st
 
     memory = plan["memory"]
     used = int(happened["peak_memory"])
+    peak = f"{size_text(used)} at the peak, {used / memory['total']:.0%} of the plan"
     rows = [
         ("memory", f"{size_text(memory['total'])} (process {size_text(memory['process'])}, network "
          f"{size_text(memory['network'])}, blocks {size_text(memory['blocks'])})",
-         f"{size_text(used)} at the peak, {used / memory['total']:.0%} of the plan" if used else "not told by this system"),
-        ("time", f"{duration(plan['seconds'])} for the network", f"{duration(happened['seconds'])} with reading, writing "
-         "and the pyramid"),
+         peak if used else "unknown on this system"),
+        ("time", f"{duration(plan['seconds'])} for the network",
+         f"{duration(happened['seconds'])} with reading, writing and the pyramid"),
         ("disk", f"up to {size_text(plan['disk'])} before compression", size_text(happened["disk"])),
         ("blocks", f"{plan['blocks']:,} of {sizes('block')}", f"{happened['blocks']:,} written"),
         ("tiles", f"{plan['tiles']:,} of at most {sizes('tile')}, halo {sizes('halo')}",
@@ -199,8 +206,8 @@ def loss_plot(history: Sequence[Mapping[str, Any]]) -> Picture:
     """The curve of a training; history: `epoch`, `train_loss`, `val_loss` of each epoch, as in run.json."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "loss.png"
-        columns = ([e[key] for e in history] for key in ("epoch", "train_loss", "val_loss"))
-        loss_curve(*columns, path, "mean squared error (variances)")
+        epochs, training, validation = ([e[key] for e in history] for key in ("epoch", "train_loss", "val_loss"))
+        loss_curve(epochs, training, validation, path, "mean squared error (variances)")
         return Picture(path.read_bytes(), "Loss of the hidden pixels", "1 is the variance of the image")
 
 
@@ -217,7 +224,7 @@ def residual(noisy: NDArray[Any], denoised: NDArray[Any], window: int = 9) -> st
     ]
     text = (
         f"Mean {left.mean():.2f}, standard deviation {left.std():.1f} grey values. Stronger noise at bright places is "
-        "expected of photons; outlines of the sample would be signal that was taken for noise. The second picture shows "
+        "expected of photons; outlines of the sample are signal that was taken for noise. The second picture shows "
         f"what hides under the noise: its standard deviation is {smooth.std():.1f}, noise without any structure would "
         f"leave {left.std() / window:.1f}. Click a picture for every pixel."
     )
@@ -227,7 +234,7 @@ def residual(noisy: NDArray[Any], denoised: NDArray[Any], window: int = 9) -> st
 def borders(
     package: Package, shape: Mapping[str, int], block: Mapping[str, int], tile: Mapping[str, int]
 ) -> dict[str, tuple[list[int], list[int]]]:
-    """Where blocks, and tiles inside of blocks, meet along each axis of the model: the first pixel behind the border."""
+    """Where blocks, and tiles inside of blocks, meet along each axis of the model: the first pixel behind a border."""
     found = {}
     for a, rule in package.rules.items():
         axis = Axis(shape[a], rule.step, rule.minimum, rule.halo)

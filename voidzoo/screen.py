@@ -20,17 +20,28 @@ EVERY = 60.0
 def listener(*, as_json: bool = False, quiet: bool = False, log: Path | None = None) -> Callable[[Any], None]:
     """Who tells the person or program at the other end of stdout what happens."""
     tell: Callable[[Any], None] = _silent if quiet else _as_json if as_json else Screen()
-    if log is None:
-        return tell
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = log.open("a", encoding="utf-8")
+    return tell if log is None else Logged(tell, log)
 
-    def both(event: Any) -> None:
-        file.write(event_json(event) + "\n")
-        file.flush()
-        tell(event)
 
-    return both
+def for_people(watch: Callable[[Any], None]) -> bool:
+    """Whether a person reads stdout: not after --quiet, and not after --json, whose lines must all be JSON."""
+    return isinstance(watch.tell if isinstance(watch, Logged) else watch, Screen)
+
+
+class Logged:
+    """A listener whose events also go into a file, one JSON object a line, behind those that are there."""
+
+    def __init__(self, tell: Callable[[Any], None], path: Path) -> None:
+        self.tell = tell
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()  # a path that cannot be written is refused before the work, not after
+
+    def __call__(self, event: Any) -> None:
+        """Write, then show."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(event_json(event) + "\n")
+        self.tell(event)
 
 
 def say(text: str = "") -> None:
@@ -127,8 +138,8 @@ class Screen:
 
     def _TrainingStarted(self, event: Any) -> None:  # noqa: N802
         say(f"network  {event.parameters:,} parameters on {event.device}")
-        if event.done:
-            say(f"Continuing after epoch {event.done}.")
+        if event.epoch:
+            say(f"Continuing after epoch {event.epoch}.")
         self._last = time.monotonic()
 
     def _EpochDone(self, event: Any) -> None:  # noqa: N802
@@ -147,4 +158,4 @@ def _failed(event: BlockFailed) -> str:
     return f"failed   block {event.index} ({event.where}): {event.error}"
 
 
-__all__ = ["Screen", "duration", "event_json", "listener", "say", "size_text", "warn"]
+__all__ = ["Screen", "duration", "event_json", "for_people", "listener", "say", "size_text", "warn"]

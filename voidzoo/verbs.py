@@ -15,7 +15,7 @@ from typing import Any
 from . import api
 from .infer.place import Place
 from .infer.report import result_text, size_text
-from .screen import say, warn
+from .screen import for_people, say, warn
 from .zoo.errors import BlocksFailed, OutputError, RecipeError, VoidzooError, nearest
 from .zoo.image import Image
 from .zoo.open import open_image
@@ -87,13 +87,14 @@ def train(
     recipe = Recipe.from_yaml(recipe_file) if recipe_file else _guess(method, images, settings)
     if recipe_file and settings:
         recipe = recipe.with_settings(settings)
-    for image in images:
-        for note in image.notes:
-            warn(f"note     {note}")
+    for note in (note for image in images for note in image.notes if for_people(watch)):
+        warn(f"note     {note}")
     try:
         run = api.train(recipe, images, out, watch=watch, device=device)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the finished epochs are safe.", mend="the same command again continues") from None
+    if not for_people(watch):
+        return
     info = run.info
     say(f"done     {info['epochs_done']} epochs in {info['seconds']:.0f} s   best validation loss "
         f"{info['best_val_loss']:.4f} (epoch {info['best_epoch']})")  # fmt: skip
@@ -188,7 +189,7 @@ def predict(
                 failed.append(image)
                 warn(f"error: {error}")
                 continue
-            if getattr(watch, "terminal", None) is not None:
+            if for_people(watch):
                 say(result_text(result))
     if failed:
         raise SomeFailed(
@@ -208,6 +209,8 @@ def _jobs(images: list[str], out: Path) -> list[tuple[str, Path]]:
     named = [(image, out / (Path(image).name.split(".")[0] + ".ome.zarr")) for image in images]
     if len({place for _, place in named}) < len(named):
         raise OutputError("two of these images have the same name; their results would too.", mend="one folder each")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; {len(images)} results need a folder.", mend="another -o")
     out.mkdir(parents=True, exist_ok=True)
     return named
 

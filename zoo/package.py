@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,7 +111,7 @@ class PackageFiles:
                 return archive.read(info)
         except KeyError:
             raise self._missing(name) from None
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             if isinstance(error, PackageError):
                 raise
             raise PackageError(
@@ -142,7 +143,7 @@ def open_package(path: str | Path) -> Package:
     raw = PackageFiles(text).read("rdf.yaml", limit=MAX_DESCRIPTION)
     try:
         rdf = yaml.load(raw, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise PackageError(f"{text}: rdf.yaml is not YAML.", where=" ".join(str(error).split())[:200]) from error
     if not isinstance(rdf, dict):
         raise PackageError(f"{text}: rdf.yaml is not a description of a model.")
