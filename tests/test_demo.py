@@ -14,7 +14,8 @@ from PIL import Image as Pillow
 
 import voidzoo
 from voidzoo import html
-from voidzoo.demo import SAMPLES, demo, places
+from voidzoo.demo import SAMPLES, demo
+from voidzoo.demo_report import places
 from voidzoo.zoo.errors import OutputError
 from voidzoo.zoo.package import AxisRule
 
@@ -135,7 +136,7 @@ def test_the_bundled_images_are_real_pairs_of_one_shape():
 @pytest.mark.slow
 def test_even_a_short_demo_gains_and_leaves_no_seam(tmp_path, capsys):
     folder = tmp_path / "a demo"
-    report = demo(folder, quiet=True, epochs=2)
+    report = demo(folder, quiet=True, epochs=8)
     record = json.loads((folder / "demo.json").read_text())
     assert record["gain_db"] > 0
     assert record["gain_db"] == pytest.approx(record["psnr_denoised"] - record["psnr_raw"], abs=0.002)
@@ -158,11 +159,11 @@ def test_even_a_short_demo_gains_and_leaves_no_seam(tmp_path, capsys):
     assert sizes[3:15] == [(384, 384)] * 12
 
     seconds = record["seconds"]
-    assert demo(folder, quiet=True, epochs=2) == report  # finished stages are not run again
+    assert demo(folder, quiet=True, epochs=8) == report  # finished stages are not run again
     again = json.loads((folder / "demo.json").read_text())
     assert {k: v for k, v in again["seconds"].items() if k != "report"} == {
         k: v for k, v in seconds.items() if k != "report"
     }
-    with pytest.raises(OutputError, match="begun with epochs 2"):
+    with pytest.raises(OutputError, match="begun with epochs 8"):
         demo(folder, quiet=True, epochs=3)
     assert capsys.readouterr().out == ""

@@ -222,11 +222,13 @@ def residual(noisy: NDArray[Any], denoised: NDArray[Any], window: int = 9) -> st
         picture(left, (-wide, wide), "noisy - denoised", f"black to white: ±{wide:.0f} grey values, 0 is mid grey"),
         picture(smooth, (-narrow, narrow), f"its mean over {window} x {window} pixels", f"±{narrow:.1f} grey values"),
     ]
+    bright, dark = (left[which].mean() for which in (denoised >= np.percentile(denoised, 95),
+                                                     denoised <= np.percentile(denoised, 50)))  # fmt: skip
     text = (
         f"Mean {left.mean():.2f}, standard deviation {left.std():.1f} grey values. Stronger noise at bright places is "
-        "expected of photons; outlines of the sample are signal that was taken for noise. The second picture shows "
-        f"what hides under the noise: its standard deviation is {smooth.std():.1f}, noise without any structure would "
-        f"leave {left.std() / window:.1f}. Click a picture for every pixel."
+        "expected of photons; outlines of the sample are signal that was taken for noise, and the second picture shows "
+        f"what of it hides under the noise. Mean over the brightest 5 % of the denoised pixels {bright:+.2f}, over the "
+        f"darker half {dark:+.2f} grey values: above 0, the denoised image is too dark there. Click for every pixel."
     )
     return paragraph(text) + pictures(shown, "zoom")
 
