@@ -140,6 +140,11 @@ def open_package(path: str | Path) -> Package:
     text = str(path)
     if not Path(text).exists():
         raise PackageError(f"there is no model {text}.", mend="a path to a package: a .zip or a folder with rdf.yaml")
+    if (Path(text) / "run.json").is_file():
+        raise PackageError(
+            f"{text} is a training run; its package is made by export.",
+            mend=f"voidzoo export {text} -o {Path(text).name}.zip",
+        )
     raw = PackageFiles(text).read("rdf.yaml", limit=MAX_DESCRIPTION)
     try:
         rdf = yaml.load(raw, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
