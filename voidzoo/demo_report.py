@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from .infer.report import duration, open_lines
 from .zoo.metrics import affine_fit, psnr_affine
 from .zoo.open import open_image
 from .zoo.package import open_package
-from .zoo.pictures import contrast
+from .zoo.pictures import contrast, side_by_side
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +27,8 @@ RANGE = 255.0
 CROP, FACTOR = 96, 4
 RULES = (("the brightest part", 100), ("an ordinary part", 60), ("a dim part", 20))
 """Crops are picked by a rule and not by eye: windows at these percentiles of mean grey value."""
+SHOWN = 200
+"""Pixels of the side of before_after.png, which the README shows."""
 DIM = 0.3
 """A crop that uses less than this share of the grey scale gets one of its own, which is said."""
 
@@ -47,6 +50,7 @@ def write_report(folder: Path, record: dict[str, Any]) -> Path:
         "Noise2Void learns to denoise from one noisy image alone: it hides pixels and predicts them from their "
         "neighbours. No clean image was used in the training."
     )
+    _picture(record, (noisy, denoised, high), folder / "before_after.png")
     path = folder / "report.html"
     beside = path.with_name(path.name + ".part")
     beside.write_text(html.page("A real noisy image, denoised", lead, parts), encoding="utf-8")
@@ -116,8 +120,7 @@ def _figures(record: dict[str, Any]) -> str:
 def _before_after(record: dict[str, Any], noisy: NDArray[Any], denoised: NDArray[Any], high: NDArray[Any]) -> str:
     """Three planes and crops of them, all on one grey scale."""
     factor, offset = record["fit"]["factor"], record["fit"]["offset"]
-    low, top = contrast(noisy)
-    top = min(top, (RANGE - offset) / factor)  # where the 8-bit partner ends
+    low, top = _grey_scale(record, noisy)
     names = [
         ("noisy", f"{record['psnr_raw']:.2f} dB"),
         ("denoised", f"{record['psnr_denoised']:.2f} dB"),
@@ -150,6 +153,27 @@ def _before_after(record: dict[str, Any], noisy: NDArray[Any], denoised: NDArray
         shown = zip(planes, greys(*own) if dim else scale, names, strict=True)
         parts.append(html.pictures([html.picture(p[cut], g, n[0], text, FACTOR) for p, g, n in shown], "sharp"))
     return html.section("Before and after", *parts)
+
+
+def _grey_scale(record: dict[str, Any], noisy: NDArray[Any]) -> tuple[float, float]:
+    """The grey values of the noisy image that are shown black and white."""
+    low, top = contrast(noisy)
+    return low, min(top, (RANGE - record["fit"]["offset"]) / record["fit"]["factor"])  # where the 8-bit partner ends
+
+
+def _picture(record: dict[str, Any], planes: Sequence[NDArray[Any]], path: Path) -> None:
+    """Noisy, denoised and high SNR side by side: the window of SHOWN pixels in the middle, every pixel 2 x 2."""
+    low, top = _grey_scale(record, planes[0])
+    factor, offset = record["fit"]["factor"], record["fit"]["offset"]
+    start = [(n - SHOWN) // 2 for n in planes[0].shape]
+    cut = tuple(slice(s, s + SHOWN) for s in start)
+    side_by_side(
+        [p[cut] for p in planes],
+        [f"noisy  {record['psnr_raw']:.1f} dB", f"denoised  {record['psnr_denoised']:.1f} dB", "high SNR"],
+        [(low, top), (low, top), (factor * low + offset, factor * top + offset)],
+        path,
+        factor=2,
+    )
 
 
 def places(plane: NDArray[Any], block: dict[str, int]) -> list[tuple[str, int, int]]:
