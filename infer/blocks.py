@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -80,26 +81,44 @@ def _finite(plan: Plan, pixels: NDArray[Any], wanted: Mapping[str, slice]) -> tu
 
 
 def predict_block(
-    plan: Plan, session: Session, pixels: NDArray[Any], spans: Mapping[str, Span], regions: Mapping[str, Span]
+    plan: Plan,
+    session: Session,
+    pixels: NDArray[Any],
+    spans: Mapping[str, Span],
+    regions: Mapping[str, Span],
+    turn: AbstractContextManager[Any] | None = None,
 ) -> tuple[NDArray[Any], int]:
     """Run the tiles of a block. -> the block in the axes of the result and the plan's dtype, and how many were clipped.
 
-    pixels: (n, c, [z], y, x) as `read_block` returns them. Raises ValuesError when the network returns NaN.
+    pixels: (n, c, [z], y, x) as `read_block` returns them. turn: held from the first run of the network to the last;
+    what lies before and after (the first cast, the last rounding) overlaps with the turn of another block.
+    Raises ValuesError when the network returns NaN.
     """
     model = plan.model_axes
-    count = pixels.shape[0]
-    channels = len(plan.package.channels_out)
     keep = tuple(spans[a].size for a in model)
-    result = np.empty((count, channels, *keep), np.dtype(plan.dtype))
-    clipped = 0
+    result = np.empty((pixels.shape[0], len(plan.package.channels_out), *keep), np.dtype(plan.dtype))
+    every = slice(None)
+    runs = []
     for tile in tiles_of(model, spans, plan.tile):
         inside = tuple(slice(t.read.start - regions[a].start, t.read.stop - regions[a].start) for a, t in tile.items())
-        crop = tuple(slice(t.keep.start - t.read.start, t.keep.stop - t.read.start) for t in tile.values())
+        crop = (every, every, *(slice(t.keep.start - t.read.start, t.keep.stop - t.read.start) for t in tile.values()))
         target = tuple(slice(t.keep.start - spans[a].start, t.keep.stop - spans[a].start) for a, t in tile.items())
-        for start in range(0, count, plan.batch):
-            planes = slice(start, min(start + plan.batch, count))
-            y = session.run(np.ascontiguousarray(pixels[(planes, slice(None), *inside)], dtype=np.float32))
-            clipped += store(y[(slice(None), slice(None), *crop)], result[(planes, slice(None), *target)])
+        for start in range(0, len(pixels), plan.batch):
+            planes = slice(start, min(start + plan.batch, len(pixels)))
+            runs.append(((planes, every, *inside), crop, (planes, every, *target)))
+
+    def cast(source: tuple[slice, ...]) -> NDArray[np.float32]:
+        return np.ascontiguousarray(pixels[source], dtype=np.float32)
+
+    clipped = 0
+    x = cast(runs[0][0])
+    with turn or nullcontext():
+        for k, (_, crop, target) in enumerate(runs):
+            y = session.run(x)[crop]
+            if k + 1 < len(runs):
+                x = cast(runs[k + 1][0])
+                clipped += store(y, result[target])
+    clipped += store(y, result[target])
     return _in_result_axes(plan, result, spans), clipped
 
 

@@ -19,6 +19,7 @@ from ..zoo.image import Image, PixelSize
 from ..zoo.package import Package
 from .grid import Axis, Span, blocks
 from .layout import BLOCK_VOXELS, block_shape, choose_tile, chunk_shape, legal_tile, tiled_length
+from .report import size_text
 from .session import Probe, Session, find_device, probe
 
 LANES = 3
@@ -356,7 +357,7 @@ def _asked_block(
     if block is None:
         return None
     if len(block) != len(model):
-        raise SizeError(f"--block takes {len(model)} sizes ({', '.join(model)}) for this model, not {len(block)}.")
+        raise _wrong_count("--block", model, block)
     shape = dict.fromkeys(plan.grid, 1)
     for (a, axis), size in zip(model.items(), block, strict=True):
         if size < 1 or (size % axis.step and size < axis.size):
@@ -367,11 +368,19 @@ def _asked_block(
     return shape
 
 
+def _wrong_count(option: str, model: Mapping[str, Axis], sizes: tuple[int, ...]) -> SizeError:
+    example = ",".join(str(min(axis.extended, 2 * axis.smallest_tile)) for axis in model.values())
+    return SizeError(
+        f"{option} takes {len(model)} sizes ({', '.join(model)}) for this model, not {len(sizes)}.",
+        mend=f"{option} {example}",
+    )
+
+
 def _asked_tile(model: Mapping[str, Axis], tile: tuple[int, ...] | None) -> dict[str, int] | None:
     if tile is None:
         return None
     if len(tile) != len(model):
-        raise SizeError(f"--tile takes {len(model)} sizes ({', '.join(model)}) for this model, not {len(tile)}.")
+        raise _wrong_count("--tile", model, tile)
     return {a: legal_tile(axis, a, size) for (a, axis), size in zip(model.items(), tile, strict=True)}
 
 
@@ -383,10 +392,11 @@ def _fitting_tile(
         return choose_tile(model, block, int(max(0, room) / per_voxel)).tile
     except SizeError:
         smallest = prod(min(axis.smallest_tile, axis.extended) for axis in model.values())
+        needed = smallest * per_voxel + budget - room
         raise ResourceError(
-            f"the smallest tile of this model needs {smallest * per_voxel / 2**20:,.0f} MB beside "
-            f"{(budget - room) / 2**20:,.0f} MB for the process and its blocks; {budget / 2**20:,.0f} MB may be taken.",
-            mend=f"--memory {(smallest * per_voxel + budget - room) / 2**20 + 1:.0f}MB",
+            f"the smallest tile of this model needs {size_text(smallest * per_voxel)} beside "
+            f"{size_text(budget - room)} for the process and its blocks; {size_text(budget)} may be taken.",
+            mend=f"--memory {needed * 1.05 / 1e6:.0f}MB",
         ) from None
 
 
@@ -434,10 +444,10 @@ def _refuse_memory(plan: Plan, asked: int | None) -> None:
     if plan.memory.total > available:
         tile = "x".join(str(n) for n in plan.tile.values())
         raise ResourceError(
-            f"this plan needs {plan.memory.total / 2**20:,.0f} MB of memory; {available / 2**20:,.0f} MB "
+            f"this plan needs {size_text(plan.memory.total)} of memory; {size_text(available)} "
             f"{'may be taken' if asked else 'are free'}.",
-            where=f"tile {tile}: {plan.memory.network / 2**20:,.0f} MB; blocks {plan.memory.blocks / 2**20:,.0f} MB; "
-            f"process {plan.memory.process / 2**20:,.0f} MB",
+            where=f"tile {tile}: {size_text(plan.memory.network)}; blocks {size_text(plan.memory.blocks)}; "
+            f"process {size_text(plan.memory.process)}",
             mend="leave --tile and --block out, or make them smaller",
         )
 

@@ -83,8 +83,7 @@ class Engine:
         spans = plan.block_spans(index)
         try:
             pixels, regions, mapped = read_block(plan, spans)
-            with self._turn:
-                values, clipped = predict_block(plan, self.session, pixels, spans, regions)
+            values, clipped = predict_block(plan, self.session, pixels, spans, regions, self._turn)
             del pixels
             part = tuple(
                 slice(spans[a].start, spans[a].stop) if a in spans else slice(0, n)

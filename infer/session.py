@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -76,7 +78,7 @@ class Session:
     def __init__(self, package: Package, device: Device, threads: int | None = None) -> None:
         import onnxruntime as ort
 
-        ort.set_default_logger_severity(3)
+        ort.set_default_logger_severity(4)  # what it has to say of missing libraries is told below, once
         self.device = device
         self.threads = threads or cpu_count()
         options = ort.SessionOptions()
@@ -84,7 +86,8 @@ class Session:
         # the memory pattern keeps a second copy of all activations (twice the memory, no gain in speed)
         options.enable_mem_pattern = False
         if device.kind == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                ort.preload_dlls()
         provider = PROVIDERS[device.kind]
         wanted = [(provider, {"device_id": device.index})] if device.kind == "cuda" else [provider]
         try:

@@ -9,9 +9,9 @@ import os
 from importlib import import_module
 from typing import Any
 
-# torch's OpenMP threads spin while they wait for each other. Beside any other busy process that makes a training step take
-# 5 to 10 times as long (mean 385 and 774 ms for a step of 70 ms, two cores); short spinning costs nothing when alone
-# (71 ms) and keeps it at 78 ms beside one. It must be set before torch is imported, and yields to what a user has set.
+# torch's OpenMP threads spin while they wait for each other. Beside any other busy process that makes a training step
+# take 5 to 10 times as long (mean 385 and 774 ms for a step of 70 ms, two cores); short spinning costs nothing when
+# alone (71 ms) and keeps it at 78 ms beside one. It must be set before torch is imported; what a user has set stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -34,6 +34,7 @@ Axes = Annotated[str | None, typer.Option(help="Letters of the image's axes in i
 PixelSizes = Annotated[str | None, typer.Option(help="In um: y,x or z,y,x, e.g. 2,0.4,0.4.")]
 Series = Annotated[int | None, typer.Option(help="Which image of a file that holds several; 0 is the first.")]
 Stack = Annotated[str | None, typer.Option(help="The axis that the files of a folder run along: t, c or z.")]
+Level = Annotated[int, typer.Option(help="Which level of a pyramid; 0 is the full resolution.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
@@ -53,12 +54,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 @app.command()
 def look(
     image: str, axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None, stack: Stack = None,
+    level: Level = 0,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Shape, axes, um, channels, dtype, chunks and size of an image; says what is missing."""
     from .verbs import look as run
 
-    run(image, opening(axes, pixel_size, series, stack), as_json=json)
+    run(image, opening(axes, pixel_size, series, stack, level), as_json=json)
 
 
 @app.command()
@@ -71,6 +73,8 @@ def train(
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
     axes: Axes = None,
     pixel_size: PixelSizes = None,
+    series: Series = None,
+    stack: Stack = None,
     device: Device = "auto",
     allow_nan: Nan = False,
     json: Json = False,
@@ -82,7 +86,16 @@ def train(
     settings = {**dict(map(_pair, setting or [])), **({} if epochs is None else {"epochs": epochs})}
     if allow_nan:
         settings["allow_nan"] = True
-    run(method.value, data, out, recipe, settings, opening(axes, pixel_size), device, _listener(json, quiet))
+    run(
+        method.value,
+        data,
+        out,
+        recipe,
+        settings,
+        opening(axes, pixel_size, series, stack),
+        device,
+        _listener(json, quiet),
+    )
 
 
 @app.command()
@@ -124,7 +137,8 @@ def check(
 @app.command()
 def plan(
     model: str, image: str, axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None,
-    stack: Stack = None, channel: Channel = None, memory: Memory = None, tile: Tile = None, block: Block = None,
+    stack: Stack = None, level: Level = 0, channel: Channel = None, memory: Memory = None, tile: Tile = None,
+    block: Block = None,
     dtype: Dtype = None, device: Device = "auto", allow_nan: Nan = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Check this place too.")] = None,
     json: Json = False,
@@ -133,14 +147,14 @@ def plan(
     from .verbs import plan as run
 
     settings = _settings(channel, memory, tile, block, dtype, device, allow_nan=allow_nan)
-    run(model, image, out, {**settings, **opening(axes, pixel_size, series, stack)}, as_json=json)
+    run(model, image, out, {**settings, **opening(axes, pixel_size, series, stack, level)}, as_json=json)
 
 
 @app.command()
 def predict(
     model: str, images: Annotated[list[str], typer.Argument(metavar="IMAGE...")],
     out: Annotated[Path, typer.Option("-o", "--out", help=".ome.zarr or .ome.tif; a folder for several images.")],
-    axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None, stack: Stack = None,
+    axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None, stack: Stack = None, level: Level = 0,
     channel: Channel = None, memory: Memory = None, tile: Tile = None, block: Block = None, dtype: Dtype = None,
     device: Device = "auto", allow_nan: Nan = False, overwrite: Overwrite = False, log: Log = None,
     json: Json = False, quiet: Quiet = False,
@@ -149,7 +163,7 @@ def predict(
     from .verbs import predict as run
 
     settings = _settings(channel, memory, tile, block, dtype, device, allow_nan=allow_nan)
-    settings |= opening(axes, pixel_size, series, stack)
+    settings |= opening(axes, pixel_size, series, stack, level)
     run(model, images, out, settings, _listener(json, quiet, log), overwrite=overwrite)
 
 
@@ -173,11 +187,11 @@ def demo(
 
 
 def opening(
-    axes: str | None, pixel_size: str | None, series: int | None = None, stack: str | None = None
+    axes: str | None, pixel_size: str | None, series: int | None = None, stack: str | None = None, level: int = 0
 ) -> dict[str, Any]:
     """The options that say how to open an image, as `open_image` takes them."""
     sizes = None if pixel_size is None else _numbers("--pixel-size", pixel_size, float)
-    found = {"axes": axes, "pixel_size": sizes, "series": series, "stack": stack}
+    found = {"axes": axes, "pixel_size": sizes, "series": series, "stack": stack, "level": level or None}
     return {k: v for k, v in found.items() if v is not None}
 
 

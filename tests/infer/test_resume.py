@@ -95,7 +95,10 @@ def test_ctrl_c_finishes_the_running_blocks_and_exits_130(package: Package, sour
             if json.loads(line)["event"] == "BlockDone":
                 process.send_signal(signal.SIGINT)
                 break
-        rest, errors = process.communicate(timeout=60)
+        rest = process.stdout.read()  # not communicate: it would lose what the loop has buffered
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        process.wait(timeout=60)
     assert process.returncode == 130, errors
     assert "the same command again continues" in errors
     assert "Traceback" not in errors
