@@ -123,7 +123,7 @@ class Probe:
     bytes_per_voxel: float
 
 
-def probe(session: Session, shape: Sequence[int], seconds: float = 0.15) -> Probe:
+def probe(session: Session, shape: Sequence[int], seconds: float = 0.05) -> Probe:
     """Measure speed and working memory on random tiles of `shape` (b, c, [z], y, x) in a session that is still new.
 
     The working memory is what the process grew by in the first run: onnxruntime's arena keeps all it took.

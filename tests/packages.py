@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from voidzoo.export.graph import RawToDenoised, to_onnx
 from voidzoo.export.pack import axis_rules
+from voidzoo.infer.graph import working_bytes
 from voidzoo.trainers.networks.unet import build, geometry
 from voidzoo.zoo.normalise import Normalisation
 from voidzoo.zoo.package import Package, open_package
@@ -53,14 +54,12 @@ def make_package(
               "channels_out": outputs, **network}  # fmt: skip
     built = random_network(seed, **config)
     rules = axis_rules(geometry({"kernel": built.kernel, "pool": built.pool, **config}))
-    stats = max(channels, outputs)
     raw = RawToDenoised(built, Normalisation((mean,) * channels, (std,) * channels), dims)
     if outputs != channels:  # one scale for all outputs
         raw.mean, raw.std = raw.mean[:, :1], raw.std[:, :1]
     onnx = to_onnx(raw, channels, "".join(rules), {a: r.minimum for a, r in rules.items()})
     write_package(folder, onnx, rules, [f"in{i}" for i in range(channels)], [f"out{i}" for i in range(outputs)],
                   kinds=list(kinds or ["intensity"] * outputs))  # fmt: skip
-    assert stats
     return open_package(folder)
 
 
@@ -74,6 +73,8 @@ def write_package(
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(1))
         (folder / name).write_bytes(buffer.getvalue())
+
+    shape = (1, len(inputs), *(r.minimum for r in rules.values()))
 
     def axes(names: list[str], sizes: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"type": "batch"}, {"type": "channel", "id": "channel", "channel_names": names},
@@ -93,7 +94,7 @@ def write_package(
                                     for a, r in rules.items()})}
         ],
         "weights": {"onnx": {"source": "weights.onnx", "sha256": hashlib.sha256(onnx).hexdigest(), "opset_version": 17}},
-        "config": {"voidzoo": {"kinds": kinds}},
+        "config": {"voidzoo": {"kinds": kinds, "working_bytes_per_voxel": working_bytes(onnx, shape)}},
     }  # fmt: skip
     (folder / "rdf.yaml").write_text(yaml.safe_dump(rdf))
 
