@@ -6,13 +6,14 @@ is what the output stores as one. Chunks lie within blocks, so that no two block
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import ceil, prod
 
 from ..zoo.errors import SizeError
-from .grid import Axis, Span, blocks, round_up
+from .grid import Axis, blocks, round_up
 
 BLOCK_VOXELS = 2**24
 """The most output voxels of a block: larger ones save little halo and make a lost block dear."""
@@ -94,7 +95,7 @@ def choose_tile(model: Mapping[str, Axis], block: Mapping[str, int], limit: int)
 
     Raises SizeError when not even the smallest legal tile fits; says how much it needs.
     """
-    smallest = {a: min(axis.smallest_tile, _region(axis, block[a])) for a, axis in model.items()}
+    smallest = {a: min(axis.smallest_tile, longest_region(axis, block[a])) for a, axis in model.items()}
     options = [[(a, size) for size in _tile_sizes(axis, block[a])] for a, axis in model.items()]
     best: tuple[float, dict[str, int], float] | None = None
     whole = prod(axis.size for axis in model.values())
@@ -112,20 +113,15 @@ def choose_tile(model: Mapping[str, Axis], block: Mapping[str, int], limit: int)
     return Tiling(best[1], best[2])
 
 
-def _region(axis: Axis, block: int) -> int:
-    """The longest region that a block reads along an axis."""
-    return max(axis.read_for(span).size for span in _typical(axis.size, block))
-
-
-def _typical(size: int, block: int) -> Iterator[Span]:
-    """The first, second, last but one and last block along an axis: no other kind exists."""
-    spans = blocks(size, block)
-    yield from {spans[0], spans[min(1, len(spans) - 1)], spans[max(0, len(spans) - 2)], spans[-1]}
+@lru_cache(maxsize=256)
+def longest_region(axis: Axis, block: int) -> int:
+    """The most pixels that a block reads along an axis."""
+    return max(axis.read_for(span).size for span in blocks(axis.size, block))
 
 
 def _tile_sizes(axis: Axis, block: int) -> list[int]:
     """The whole region, then the tiles that cut it into 2, 3, ... parts, down to the smallest legal one."""
-    region = _region(axis, block)
+    region = longest_region(axis, block)
     found = [region]
     if axis.smallest_tile >= region:
         return found
@@ -141,11 +137,11 @@ def _tile_sizes(axis: Axis, block: int) -> list[int]:
 
 def tiled_length(axis: Axis, block: int, tile: int) -> int:
     """The pixels that the network runs on along one axis, over all blocks."""
-    spans = blocks(axis.size, block)
-    known: dict[tuple[int, int], int] = {}
+    known: dict[tuple[int, int, int], int] = {}
     total = 0
-    for i, span in enumerate(spans):
-        kind = (min(i, 1), min(len(spans) - 1 - i, 2))
+    for span in blocks(axis.size, block):
+        region = axis.read_for(span)
+        kind = (region.size, span.start - region.start, span.size)  # what the tiles of a block depend on
         if kind not in known:
             known[kind] = sum(t.read.size for t in axis.tiles(span, tile))
         total += known[kind]

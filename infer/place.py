@@ -163,7 +163,7 @@ def _plan_of_tiff(path: Path) -> dict[str, Any] | None:
 def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first settings that differ, e.g. `model: n2v-cells 1.1, now 1.2`."""
     found = []
-    for key in ("model", "image", "channel", "dtype", "tile", "block", "chunk", "batch"):
+    for key in ("model", "image", "channel", "dtype", "tile", "block", "chunk", "batch", "workers"):
         then, new = stored.get(key), now.get(key)
         if then != new:
             if isinstance(then, dict) and isinstance(new, dict):

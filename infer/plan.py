@@ -18,12 +18,16 @@ from ..zoo.errors import AxesError, DtypeError, ResourceError, SizeError
 from ..zoo.image import Image, PixelSize
 from ..zoo.package import Package
 from .grid import Axis, Span, blocks
-from .layout import BLOCK_VOXELS, block_shape, choose_tile, chunk_shape, legal_tile, tiled_length
+from .layout import BLOCK_VOXELS, block_shape, choose_tile, chunk_shape, legal_tile, longest_region, tiled_length
 from .report import size_text
-from .session import Probe, Session, find_device, probe
+from .session import Probe, Session, cpu_count, find_device, probe
 
-LANES = 3
-"""Blocks in flight on one device: one is read, one is in the network, one is written."""
+BESIDE = 2
+"""Blocks in flight beside those in the network: one is read, one is written."""
+WORTH_PROBING = 20.0
+"""Seconds of network time from which on several single-threaded sessions are tried against one with all threads."""
+CLEARLY = 0.92
+"""They take twice the memory, and a short probe is off by some percent: they must promise this share of the time."""
 LIBRARIES = 90 * 2**20
 """What importing and using zarr, codecs and dask adds to the process after planning, measured."""
 ARENA = 1.5
@@ -63,6 +67,7 @@ class Plan:
     block: dict[str, int]
     tile: dict[str, int]
     batch: int
+    workers: int
     overhead: float
     memory: Memory
     disk: int
@@ -75,6 +80,11 @@ class Plan:
     asked: tuple[str, ...] = ()
     bytes_per_voxel: float = 0.0
     session: Session | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def lanes(self) -> int:
+        """Blocks in flight."""
+        return self.workers + BESIDE
 
     @cached_property
     def model_axes(self) -> dict[str, Axis]:
@@ -156,6 +166,7 @@ class Plan:
             "block": self.block,
             "tile": self.tile,
             "batch": self.batch,
+            "workers": self.workers,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -177,9 +188,11 @@ class Plan:
         }
 
     def pinned(self, facts: Mapping[str, Any]) -> Plan:
-        """This plan with the block, tile, chunk and batch sizes of a plan that was stored (see `facts`)."""
+        """This plan with the block, tile, chunk and batch sizes and the workers of a stored one (see `facts`)."""
         chunk, block, tile = ({a: int(n) for a, n in facts[key].items()} for key in ("chunk", "block", "tile"))
-        return replace(self, chunk=chunk, block=block, tile=tile, batch=int(facts["batch"]))
+        return replace(
+            self, chunk=chunk, block=block, tile=tile, batch=int(facts["batch"]), workers=int(facts["workers"])
+        )
 
     def __str__(self) -> str:
         from .report import plan_text
@@ -210,29 +223,65 @@ def make_plan(
     index, all_channels = _choose_channel(package, image, channel)
     model = _model_axes(package, image)
     out_dtype = _out_dtype(package, image, dtype)
-    session = session or Session(package, find_device(device))
-    budget = memory or default_memory()
+    wanted = find_device(device)
     draft = Plan(
-        package, image, index, all_channels, out_dtype, {}, {}, {}, 1, 1.0, Memory(0, 0, 0), 0, 0.0, 0.0,
-        device, session.name, allow_nan, _notes(package, image), _asked(tile, block), session=session,
+        package, image, index, all_channels, out_dtype, {}, {}, {}, 1, 1, 1.0, Memory(0, 0, 0), 0, 0.0, 0.0,
+        device, str(wanted), allow_nan, _notes(package, image), _asked(tile, block),
     )  # fmt: skip
     if facts is not None and not draft.asked:
-        plan = draft.pinned(facts)
+        pinned = draft.pinned(facts)
         measured = Probe(float(facts.get("voxels_per_second", 0)) or 1.0, float(facts.get("bytes_per_voxel", 0)))
-        return _with_costs(plan, model, measured, _process_memory())
+        plan = _with_costs(pinned, model, measured, _process_memory())
+        return _on(plan, Session(package, wanted, plan.workers))
     process = _process_memory()
+    session = session or Session(package, wanted)
     measured = _measure(session, package, _probe_shape(package, model))
+    plan = _shaped(draft, model, measured, (process, memory or default_memory()), (tile, block))
+    best = _on(plan, session)
+    if wanted.kind == "cpu" and cpu_count() > 1 and session.workers == 1 and plan.seconds > WORTH_PROBING:
+        best = _more_workers(best, draft, model, (process, memory or default_memory()), (tile, block))
+    _refuse_memory(best, memory)
+    return best
+
+
+def _on(plan: Plan, session: Session) -> Plan:
+    return replace(plan, session=session, device_name=session.name)
+
+
+Sizes = tuple[int, ...] | None
+
+
+def _shaped(
+    draft: Plan, model: Mapping[str, Axis], measured: Probe, memory: tuple[int, int], asked: tuple[Sizes, Sizes]
+) -> Plan:
+    """Choose chunk, block, tile and batch. memory: what the process holds, and what it may take."""
+    process, budget = memory
+    tile, block = asked
     chunk = chunk_shape(draft.grid, model, draft.sizes)
-    per_voxel = LANES * _buffer_bytes(draft)
+    per_voxel = draft.lanes * _buffer_bytes(draft)
     limit = max(prod(chunk.values()), min(BLOCK_VOXELS, int(0.3 * max(0, budget - process) / per_voxel)))
     shape = _asked_block(draft, model, chunk, block) or block_shape(draft.grid, model, draft.sizes, chunk, limit)
     plan = replace(draft, chunk=chunk, block=shape)
-    room = budget - process - _block_memory(plan, model)
+    room = (budget - process - _block_memory(plan, model)) // plan.workers
     tiles = _asked_tile(model, tile) or _fitting_tile(model, shape, room, measured, budget)
     batch = max(1, min(2**16 // prod(tiles.values()), prod(n for a, n in shape.items() if a not in model)))
-    plan = _with_costs(replace(plan, tile=tiles, batch=batch), model, measured, process)
-    _refuse_memory(plan, memory)
-    return plan
+    return _with_costs(replace(plan, tile=tiles, batch=batch), model, measured, process)
+
+
+def _more_workers(
+    single: Plan, draft: Plan, model: Mapping[str, Axis], memory: tuple[int, int], asked: tuple[Sizes, Sizes]
+) -> Plan:
+    """The plan with one single-threaded session a processor, if that is measured to be faster and fits the memory."""
+    workers = cpu_count()
+    session = Session(draft.package, find_device("cpu"), workers)
+    measured = probe(session, _probe_shape(draft.package, model))
+    measured = replace(measured, bytes_per_voxel=single.bytes_per_voxel)
+    try:
+        plan = _shaped(replace(draft, workers=workers), model, measured, memory, asked)
+    except ResourceError:
+        return single
+    fits = plan.memory.total <= memory[1]
+    return _on(plan, session) if fits and plan.seconds < CLEARLY * single.seconds else single
 
 
 def _asked(tile: tuple[int, ...] | None, block: tuple[int, ...] | None) -> tuple[str, ...]:
@@ -409,8 +458,8 @@ def _buffer_bytes(plan: Plan) -> int:
 def _block_memory(plan: Plan, model: Mapping[str, Axis]) -> int:
     voxels = prod(n for a, n in plan.block.items() if a not in model)
     for a, axis in model.items():
-        voxels *= max(axis.read_for(span).size for span in plan.spans[a][:2] + plan.spans[a][-2:])
-    return LANES * voxels * _buffer_bytes(plan)
+        voxels *= longest_region(axis, plan.block[a])
+    return plan.lanes * voxels * _buffer_bytes(plan)
 
 
 def _process_memory() -> int:
@@ -421,10 +470,12 @@ def _process_memory() -> int:
 
 def _with_costs(plan: Plan, model: Mapping[str, Axis], measured: Probe, process: int) -> Plan:
     """Fill in what the plan costs: memory as a sum of terms, disk with the pyramid and staging, time."""
-    network = int(plan.batch * prod(plan.tile.values()) * (measured.bytes_per_voxel + 8))
+    network = int(plan.workers * plan.batch * prod(plan.tile.values()) * (measured.bytes_per_voxel + 8))
     run = prod(tiled_length(axis, plan.block[a], plan.tile[a]) for a, axis in model.items())
     overhead = run / prod(axis.size for axis in model.values())
-    voxels = prod(plan.sizes.values())
+    # the last blocks may leave workers idle
+    rounds = -(-plan.n_blocks // plan.workers) * plan.workers / plan.n_blocks
+    voxels = prod(plan.sizes.values()) * rounds
     nbytes = prod(plan.out_shape) * np.dtype(plan.dtype).itemsize
     return replace(
         plan,

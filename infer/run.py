@@ -24,7 +24,7 @@ from .blocks import BlockReport, predict_block, read_block
 from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
 from .ledger import Ledger
 from .place import LEDGER, Place
-from .plan import LANES, Plan
+from .plan import Plan
 from .session import Session, find_device
 from .store import DurableArray, Level, Store, pyramid, shrink
 from .tiff import write_tiff
@@ -66,14 +66,14 @@ class Sink(Protocol):
 
 
 class Engine:
-    """Hands blocks to dask's threads, and hears of each. The network runs one block at a time, the rest overlaps."""
+    """Hands blocks to dask's threads and hears of each. The network runs `workers` of them at a time."""
 
     def __init__(self, plan: Plan, sink: Sink, stop: threading.Event | None = None) -> None:
         self.plan = plan
         self.sink = sink
         self.stop = stop or threading.Event()
-        self.session = plan.session or Session(plan.package, find_device(plan.device))
-        self._turn = threading.Lock()
+        self.session = plan.session or Session(plan.package, find_device(plan.device), plan.workers)
+        self._turn = threading.BoundedSemaphore(plan.workers)
 
     def work(self, index: int) -> BlockReport | BlockFailed | None:
         """Do one block. Errors come back as values, so that the other blocks go on; None when stopped before."""
@@ -103,7 +103,10 @@ class Engine:
             if value is not None:
                 heard(value)
 
-        with ThreadPoolExecutor(LANES, thread_name_prefix="voidzoo-block") as pool, Callback(posttask=posttask):
+        with (
+            ThreadPoolExecutor(self.plan.lanes, thread_name_prefix="voidzoo-block") as pool,
+            Callback(posttask=posttask),
+        ):
             for window in windows(todo):
                 if self.stop.is_set():
                     return
@@ -243,7 +246,7 @@ def _build_pyramid(plan: Plan, store: Store, tell: Watch) -> list[Level]:
     levels = pyramid(plan.out_axes, plan.out_shape, plan.image.pixel_size)
     if len(levels) > 1:
         tell(StageStarted("pyramid"))
-    with ThreadPoolExecutor(LANES, thread_name_prefix="voidzoo-level") as pool:
+    with ThreadPoolExecutor(plan.lanes, thread_name_prefix="voidzoo-level") as pool:
         for i in range(1, len(levels)):
             step = [a // b for a, b in zip(levels[i].factors, levels[i - 1].factors, strict=True)]
             parts = store.build_level(i, plan.out_axes, levels[i])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import queue
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,53 +73,72 @@ def _cuda_devices() -> bool:
 class Session:
     """Runs a package's network. x: float32 (b, c, [z], y, x), raw intensities -> float32 (b, c_out, [z], y, x).
 
-    Raises DeviceError when the device that was asked for is not the one that runs, PackageError for weights that
-    onnxruntime cannot load.
+    workers: how many runs may go on at once, each in an onnxruntime session of its own; on the CPU they share out the
+    processors. Safe to use from any number of threads. Raises DeviceError when the device that was asked for is not
+    the one that runs, PackageError for weights that onnxruntime cannot load.
     """
 
-    def __init__(self, package: Package, device: Device, threads: int | None = None) -> None:
+    def __init__(self, package: Package, device: Device, workers: int = 1) -> None:
         import onnxruntime as ort
 
         ort.set_default_logger_severity(4)  # what it has to say of missing libraries is told below, once
         self.device = device
-        self.threads = threads or cpu_count()
+        self.workers = workers
+        self.threads = max(1, cpu_count() // workers)
+        if device.kind == "cuda" and hasattr(ort, "preload_dlls"):
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                ort.preload_dlls()
+        weights = package.onnx()
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(workers):
+            session = self._load(package, weights)
+            self._free.put(session)
+        self._input = session.get_inputs()[0].name
+        self._output = session.get_outputs()[0].name
+
+    def _load(self, package: Package, weights: bytes) -> Any:
+        import onnxruntime as ort
+
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         # the memory pattern keeps a second copy of all activations (twice the memory, no gain in speed)
         options.enable_mem_pattern = False
-        if device.kind == "cuda" and hasattr(ort, "preload_dlls"):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                ort.preload_dlls()
-        provider = PROVIDERS[device.kind]
-        wanted = [(provider, {"device_id": device.index})] if device.kind == "cuda" else [provider]
+        provider = PROVIDERS[self.device.kind]
+        wanted = [(provider, {"device_id": self.device.index})] if self.device.kind == "cuda" else [provider]
         try:
-            self._session = ort.InferenceSession(package.onnx(), options, providers=wanted)
+            session = ort.InferenceSession(weights, options, providers=wanted)
         except Exception as error:  # onnxruntime raises its own kinds, without a common base
-            if isinstance(error, PackageError):
-                raise
             raise PackageError(f"onnxruntime cannot load {package.path}.", where=_first_line(error)) from error
-        if (real := self._session.get_providers()[0]) != provider:
+        if (real := session.get_providers()[0]) != provider:
             raise DeviceError(
-                f"{device} was asked for, but onnxruntime runs on {real.removesuffix('ExecutionProvider')}.",
+                f"{self.device} was asked for, but onnxruntime runs on {real.removesuffix('ExecutionProvider')}.",
                 where="the libraries of CUDA or cuDNN were not found or do not fit this onnxruntime",
                 mend='pip install "voidzoo[cuda]"   or add  --device cpu',
             )
-        self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
+        return session
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """One run. float32 (b, c, [z], y, x) in and out."""
-        return self._session.run([self._output], {self._input: x})[0]
+        session = self._free.get()
+        try:
+            return session.run([self._output], {self._input: x})[0]
+        finally:
+            self._free.put(session)
 
     @property
     def name(self) -> str:
         """The device that really runs, for people."""
-        return f"{self.device} ({self.threads} threads)" if self.device.kind == "cpu" else str(self.device)
+        if self.device.kind != "cpu":
+            return str(self.device)
+        each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"cpu ({each})" if self.workers == 1 else f"cpu ({self.workers} x {each})"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a short run measured: input voxels per second, and bytes of working memory per input voxel."""
+    """What a short run measured: input voxels per second of all workers, and bytes of working memory per input voxel
+    of one of them.
+    """
 
     voxels_per_second: float
     bytes_per_voxel: float
@@ -133,15 +154,20 @@ def probe(session: Session, shape: Sequence[int], seconds: float = 0.05) -> Prob
     process = psutil.Process()
     x = np.random.default_rng(0).random(shape, dtype=np.float32)
     before = process.memory_info().rss
-    _run(session, x)
-    grown = max(0, process.memory_info().rss - before)
-    best, until = float("inf"), time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        _run(session, x)
-        best = min(best, time.perf_counter() - start)
-        if time.perf_counter() >= until:
-            return Probe(voxels_per_second=_voxels(x) / best, bytes_per_voxel=grown / _voxels(x))
+    with ThreadPoolExecutor(session.workers) as pool:
+
+        def together() -> float:
+            start = time.perf_counter()
+            list(pool.map(lambda _: _run(session, x), range(session.workers)))
+            return time.perf_counter() - start
+
+        together()
+        grown = max(0, process.memory_info().rss - before) / session.workers
+        best, until = float("inf"), time.perf_counter() + seconds
+        while True:
+            best = min(best, together())
+            if time.perf_counter() >= until:
+                return Probe(session.workers * _voxels(x) / best, grown / _voxels(x))
 
 
 def _run(session: Session, x: NDArray[np.float32]) -> None:

@@ -150,14 +150,14 @@ def test_memory_that_is_too_small_is_refused_with_what_would_do(
     """The refusal names the sum and an amount to paste, and with that amount the plan is made."""
     monkeypatch.setattr(plan_module, "_process_memory", lambda: 300 * 2**20)
     image = unread((20_000, 20_000))
-    with pytest.raises(ResourceError, match=r"the smallest tile of this model needs [\d,]+ MB beside") as caught:
+    with pytest.raises(ResourceError, match=r"the smallest tile of this model needs [\d.,]+ [kM]B beside") as caught:
         vz.plan(package, image, memory="300MB", device="cpu")
     mend = re.search(r"--memory (\S+)", caught.value.mend)
     assert mend
     p = vz.plan(package, image, memory=mend[1], device="cpu")
     assert p.memory.total <= int(mend[1].removesuffix("MB")) * 1e6
     with pytest.raises(
-        ResourceError, match=r"this plan needs .* MB of memory; [\d,]+ MB may be taken(.|\n)*tile 4000x4000"
+        ResourceError, match=r"this plan needs .* GB of memory; 500 MB may be taken(.|\n)*tile 4000x4000"
     ):
         vz.plan(package, image, memory="500MB", tile=(4000, 4000), device="cpu")
 
