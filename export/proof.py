@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..infer.grid import Axis, round_up
-from ..infer.plan import make_plan
+from ..infer.planning import make_plan
 from ..infer.run import run_in_memory
 from ..infer.session import Session, find_device
 from ..zoo.errors import PackageError, ProofFailed

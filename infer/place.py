@@ -45,14 +45,20 @@ class Place:
 
         Raises OutputError when something is here that voidzoo did not write.
         """
+        begun = self.begun()
+        return self.finished() if begun is None else begun
+
+    def begun(self) -> dict[str, Any] | None:
+        """The plan of a result that is begun in OUT.part. Raises OutputError when OUT.part is something else."""
         if (self.part / PLAN).is_file():
-            try:
-                return json.loads((self.part / PLAN).read_text())
-            except ValueError:
-                return None  # cut short by a crash before any block was begun
-        if self.part.exists() and any(self.part.iterdir() if self.part.is_dir() else [self.part]):
-            raise OutputError(f"{self.part} exists and was not made by voidzoo.", mend="another -o, or move it away")
-        return self.finished()
+            return json.loads((self.part / PLAN).read_text())
+        if self.part.exists():
+            found = {p.name for p in self.part.iterdir()} if self.part.is_dir() else {""}
+            if found - {PLAN + ".tmp"}:  # that one alone is left by a kill before anything was begun
+                raise OutputError(
+                    f"{self.part} exists and was not made by voidzoo.", mend="another -o, or move it away"
+                )
+        return None
 
     def finished(self) -> dict[str, Any] | None:
         """The plan of a finished result. Raises OutputError when OUT is something else."""
@@ -60,30 +66,27 @@ class Place:
             return None
         plan = _plan_of_zarr(self.out) if self.out.is_dir() else _plan_of_tiff(self.out)
         if plan is None:
-            raise OutputError(f"{self.out} exists and was not made by voidzoo.", mend="another -o, or move it away")
+            raise _not_ours(self.out)
         return plan
 
     def check(self, plan: Plan, overwrite: bool = False) -> bool:
         """Whether the result is complete already. Raises OutputError, ResourceError: taken, another plan, disk full."""
         if plan.image.path is not None and self.out.exists() and self.out.samefile(plan.image.path):
             raise OutputError(f"{self.out} is the image itself.", mend="another -o")
-        stored = None if overwrite and not self._foreign() else self.stored()
-        if stored is not None and stored.get("identity") != plan.identity:
+        begun = self.begun()
+        if overwrite and self.out.is_dir() and _plan_of_zarr(self.out) is None:
+            raise _not_ours(self.out)
+        stored = begun if overwrite or begun is not None else self.finished()
+        if stored is not None and stored.get("identity") != plan.identity and not overwrite:
             raise OutputError(
                 f"{self.out} was begun with another plan.",
                 where=_difference(stored, plan.to_json()),
                 mend="continue it with the first, choose another -o, or --overwrite",
             )
-        if stored is not None and not self.part.exists():
+        if stored is not None and begun is None:
             return True
         self._check_disk(plan)
         return False
-
-    def _foreign(self) -> bool:
-        """Whether something lies here that --overwrite must not touch: a folder that is no Zarr, a part not ours."""
-        if self.part.exists() and not (self.part / PLAN).is_file():
-            return True
-        return self.out.is_dir() and _plan_of_zarr(self.out) is None
 
     def _check_disk(self, plan: Plan) -> None:
         """A TIFF is streamed from a staged copy, so both lie on the disk for a while."""
@@ -104,26 +107,22 @@ class Place:
         """Bytes that the result takes at the worst moment, uncompressed: with its staging copy for a TIFF."""
         return plan.disk * (2 if self.format == "tiff" else 1)
 
-    def begin(self, overwrite: bool = False) -> None:
-        """Make OUT.part with the plan in it, or keep it when the same plan was begun before."""
-        if overwrite:
-            _remove(self.part)
-        if (self.part / PLAN).is_file() and self.staged.exists():
-            return
-        self.part.mkdir(parents=True, exist_ok=True)
+    def begin(self, plan: Plan) -> bool:
+        """Make OUT.part with the plan in it, so that the same command continues. -> whether it was there already.
 
-    def seal(self, plan: Plan) -> None:
-        """Write the plan: from here on the same command continues."""
+        A part of another plan is taken away: `check` has refused it unless it is to be overwritten.
+        """
+        begun = self.begun()
+        if begun is not None and begun.get("identity") == plan.identity:
+            return self.staged.exists()
+        _remove(self.part)
+        self.part.mkdir(parents=True)
         temporary = self.part / (PLAN + ".tmp")
         temporary.write_text(json.dumps(plan.to_json(), indent=1))
         sync_file(temporary)
         temporary.replace(self.part / PLAN)
         sync_folder(self.part)
-
-    @property
-    def sealed(self) -> bool:
-        """Whether blocks may already lie here."""
-        return (self.part / PLAN).is_file()
+        return False
 
     def publish(self, made: Path) -> None:
         """Move what was made to OUT in one step, and take OUT.part away."""
@@ -132,6 +131,10 @@ class Place:
         made.replace(self.out)
         sync_folder(self.out.absolute().parent)
         _remove(self.part)
+
+
+def _not_ours(path: Path) -> OutputError:
+    return OutputError(f"{path} exists and was not made by voidzoo.", mend="another -o, or move it away")
 
 
 def _remove(path: Path) -> None:

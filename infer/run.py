@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,23 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..zoo.errors import BlocksFailed, OutputError, VoidzooError
-from ..zoo.version import __version__
 from .blocks import BlockReport, predict_block, read_block
-from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
+from .events import BlockDone, BlockFailed, Done, PlanMade, Watch
+from .finish import build_pyramid, peak_memory, publish
 from .ledger import Ledger
 from .place import LEDGER, Place
 from .plan import Plan
 from .session import Session, find_device
-from .store import DurableArray, Level, Store, pyramid, shrink
-from .tiff import write_tiff
+from .store import Store
+from .tasks import share_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..zoo.image import Image
-
-WINDOW = 256
-"""Blocks handed to dask at once: the cost of its graph stays flat, whatever the number of blocks."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +89,12 @@ class Engine:
 
     def run(self, todo: Iterable[int], heard: Callable[[BlockReport | BlockFailed], None]) -> None:
         """Do the blocks in order, `heard` in this thread as each is done."""
-        from dask.callbacks import Callback
-        from dask.threaded import get
 
-        def posttask(_key: Any, value: Any, *_rest: Any) -> None:
-            if value is not None:
-                heard(value)
+        def listen(outcome: BlockReport | BlockFailed | None) -> None:
+            if outcome is not None:
+                heard(outcome)
 
-        with (
-            ThreadPoolExecutor(self.plan.lanes, thread_name_prefix="voidzoo-block") as pool,
-            Callback(posttask=posttask),
-        ):
-            for window in windows(todo):
-                if self.stop.is_set():
-                    return
-                # tasks take the next block as they start: dask promises no order, and files are read front to back
-                waiting = deque(window)
-                graph = {("block", i): (_Call(self.work, waiting.popleft),) for i in window}
-                get(graph, list(graph), pool=pool)
-
-
-def windows(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Cut a long series into lists of WINDOW."""
-    iterator = iter(items)
-    while window := list(islice(iterator, WINDOW)):
-        yield window
+        share_out(self.work, todo, self.plan.lanes, heard=listen, stopped=self.stop.is_set)
 
 
 def run_plan(
@@ -145,18 +119,16 @@ def run_plan(
         return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan)
     store = Store(place.staged)
     with _told_in_words(place):
-        place.begin(overwrite)
-        if not place.sealed:
+        if not place.begin(plan):
             block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
             chunk = [plan.chunk.get(a, 1) for a in plan.out_axes]
             store.create(plan.out_axes, plan.out_shape, plan.dtype, chunk, block)
-            place.seal(plan)
-    with closing(Ledger(place.part / LEDGER)) as ledger:
-        fresh = _run_blocks(plan, store.array(), ledger, tell, stop)
-        reports = list(ledger.done.values())
+        with closing(Ledger(place.part / LEDGER)) as ledger:
+            fresh = _run_blocks(plan, store.array(), ledger, tell, stop)
+            reports = list(ledger.done.values())
     with _told_in_words(place):
-        levels = _build_pyramid(plan, store, tell)
-        _publish(plan, place, store, levels, reports, time.monotonic() - start, tell)
+        levels = build_pyramid(plan, store, tell)
+        publish(plan, place, store, levels, reports, time.monotonic() - start, tell)
     tell(Done(str(place.out), time.monotonic() - start))
     return Result(
         str(place.out), time.monotonic() - start, fresh, sum(r.clipped for r in reports),
@@ -181,7 +153,7 @@ def _told_in_words(place: Place) -> Iterator[None]:
 
 def adopt(plan: Plan, place: Place, overwrite: bool) -> Plan:
     """The plan with the sizes of one that was begun at the same place, if it is the same job."""
-    stored = None if overwrite else place.stored()
+    stored = place.begun() if overwrite else place.stored()
     if not stored or "block" not in stored or set(stored["block"]) != set(plan.block):
         return plan
     pinned = plan.pinned(stored)
@@ -237,97 +209,6 @@ def _failure(plan: Plan, failed: list[BlockFailed], done: int) -> BlocksFailed:
     )
     error.__cause__ = first.error
     return error
-
-
-def _build_pyramid(plan: Plan, store: Store, tell: Watch) -> list[Level]:
-    """Each level from the one above, its parts shared out by dask's threads."""
-    from dask.threaded import get
-
-    levels = pyramid(plan.out_axes, plan.out_shape, plan.image.pixel_size)
-    if len(levels) > 1:
-        tell(StageStarted("pyramid"))
-    with ThreadPoolExecutor(plan.lanes, thread_name_prefix="voidzoo-level") as pool:
-        for i in range(1, len(levels)):
-            step = [a // b for a, b in zip(levels[i].factors, levels[i - 1].factors, strict=True)]
-            parts = store.build_level(i, plan.out_axes, levels[i])
-            above, below = store.array(i - 1), store.array(i)
-
-            def work(part: tuple[slice, ...], above: DurableArray = above, below: DurableArray = below,
-                     step: list[int] = step) -> None:  # fmt: skip
-                shrink(above, below, part, step)
-
-            for window in windows(parts):
-                waiting = deque(window)
-                graph = {("part", k): (_Call(work, waiting.popleft),) for k in range(len(window))}
-                get(graph, list(graph), pool=pool)
-    return levels
-
-
-class _Call:
-    """A task without arguments that dask does not look into; what to work on is asked for when it starts."""
-
-    def __init__(self, work: Callable[[Any], Any], ask: Callable[[], Any]) -> None:
-        self.work = work
-        self.ask = ask
-
-    def __call__(self) -> Any:
-        return self.work(self.ask())
-
-
-def _publish(
-    plan: Plan, place: Place, store: Store, levels: list[Level], reports: list[BlockReport], seconds: float, tell: Watch
-) -> None:
-    size = plan.image.pixel_size
-    name = place.out.name.split(".")[0]
-    ours = provenance(plan, reports, seconds)
-    if place.format == "zarr":
-        store.describe(name, plan.out_axes, levels, size, plan.out_channels, ours)
-        place.publish(place.staged)
-        return
-    tell(StageStarted("tiff"))
-    made = place.part / "image.ome.tif"
-    arrays = [store.array(i) for i in range(len(levels))]
-    write_tiff(made, plan.out_axes, arrays, name, size, plan.out_channels, ours)
-    from .store import sync_file
-
-    sync_file(made)
-    place.publish(made)
-
-
-def provenance(plan: Plan, reports: list[BlockReport], seconds: float) -> dict[str, Any]:
-    """What is stored inside a result: versions, model, plan, and what happened."""
-    import onnxruntime
-
-    record = {
-        "version": __version__,
-        "versions": {"numpy": np.__version__, "onnxruntime": onnxruntime.__version__},
-        "plan": plan.to_json(),
-        "happened": {
-            "clipped": sum(r.clipped for r in reports),
-            "mapped": sum(r.mapped for r in reports),
-            "seconds_of_last_run": round(seconds, 2),
-            "peak_memory": peak_memory(),
-        },
-    }
-    return json.loads(json.dumps(record))
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):  # Linux: getrusage would count what the parent held when it started us
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
 
 
 def run_in_memory(plan: Plan) -> NDArray[Any]:

@@ -66,11 +66,13 @@ class Store:
         self.path = path
 
     def create(self, axes: str, shape: Sequence[int], dtype: str, chunk: Sequence[int], block: Sequence[int]) -> None:
-        """Make the group and its level 0. block: what one worker writes, whole chunks."""
+        """Make the group and its level 0, whole or not at all. block: what one worker writes, whole chunks."""
         import zarr
 
-        zarr.create_group(self.path, zarr_format=3, overwrite=True)
-        self._create_level(0, axes, shape, dtype, chunk, block)
+        draft = Store(self.path.with_name(self.path.name + ".tmp"))
+        zarr.create_group(draft.path, zarr_format=3, overwrite=True)
+        draft._create_level(0, axes, shape, dtype, chunk, block)
+        draft.path.replace(self.path)
 
     def _create_level(
         self, level: int, axes: str, shape: Sequence[int], dtype: str, chunk: Sequence[int], block: Sequence[int]
@@ -218,7 +220,7 @@ class DurableArray:
             sync_folder(folder)
 
 
-def shrink(above: DurableArray, below: DurableArray, part: tuple[slice, ...], step: Sequence[int]) -> None:
+def shrink(above: DurableArray, below: DurableArray, step: Sequence[int], part: tuple[slice, ...]) -> None:
     """Fill a part of a level with the means of the level above; whole numbers are rounded to the nearest."""
     source = tuple(slice(p.start * s, min(p.stop * s, n)) for p, s, n in zip(part, step, above.shape, strict=True))
     below.write(part, mean(above.read(source), step))

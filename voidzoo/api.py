@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .infer.place import Place
-from .infer.plan import Plan, make_plan
+from .infer.plan import Plan
+from .infer.planning import make_plan
 from .infer.run import run_in_memory, run_plan
 from .zoo.axes import canonical, permutation
 from .zoo.errors import DependencyError
@@ -94,7 +95,8 @@ def predict(
     if out is None:
         made = plan(model, target, **settings)
         return _as_given(target, made, run_in_memory(made))
-    if not overwrite and (stored := Place(out).stored()):
+    place = Place(out)
+    if stored := (place.begun() if overwrite else place.stored()):
         settings["facts"] = stored
     made = plan(model, target, **settings)
     return run_plan(made, out, overwrite=overwrite, watch=watch, stop=stop)

@@ -16,7 +16,7 @@ import tifffile
 
 import voidzoo as vz
 from tests.packages import make_package, micrograph
-from voidzoo.infer import plan as plan_module
+from voidzoo.infer import planning as plan_module
 from voidzoo.infer.events import BlockDone, PlanMade
 from voidzoo.infer.place import Place
 from voidzoo.zoo.errors import AxesError, DeviceError, DtypeError, OutputError, ResourceError, SizeError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import voidzoo as vz
 from tests.packages import make_package, micrograph, whole
-from voidzoo.infer.plan import LIBRARIES
+from voidzoo.infer.planning import LIBRARIES
 from voidzoo.zoo.package import Package
 
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,45 @@ def test_another_plan_on_the_same_output_is_refused(package: Package, source: Pa
     assert vz.predict(package, source, out=out, device="cpu").blocks == 0, "without sizes the stored plan is taken"
     vz.predict(package, source, out=out, device="cpu", dtype="float32", overwrite=True)
     assert pixels(out).dtype == np.float32
+
+
+def test_overwriting_continues_too(package: Package, source: Path, tmp_path: Path) -> None:
+    """--overwrite leaves the old result where it is until the new one is whole, and continues when it was cut off."""
+    out = tmp_path / "o.ome.zarr"
+    vz.predict(package, source, out=out, device="cpu", dtype="float32")
+    stop = threading.Event()
+
+    def watch(event: Any) -> None:
+        if isinstance(event, vz.BlockDone):
+            stop.set()
+
+    settings: dict[str, Any] = {"out": out, "device": "cpu", "block": (64, 64), "overwrite": True}
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(package, source, watch=watch, stop=stop, **settings)
+    assert pixels(out).dtype == np.float32, "the old result is still there"
+    result = vz.predict(package, source, **settings)
+    assert 0 < result.blocks < 3 * 64
+    assert pixels(out).dtype == np.uint16
+
+
+@pytest.mark.parametrize("name", ["o.ome.zarr", "o.ome.tif"])
+@pytest.mark.parametrize("moment", ["image.zarr.tmp", "plan.json.tmp"])
+def test_a_kill_before_the_first_block_leaves_nothing_in_the_way(
+    package: Package, source: Path, tmp_path: Path, name: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off between any two steps of making OUT.part, the same command starts."""
+    real = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == moment:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(package, source, out=tmp_path / name, device="cpu")
+    monkeypatch.setattr(Path, "replace", real)
+    assert vz.predict(package, source, out=tmp_path / name, device="cpu").blocks == 3
 
 
 def test_what_is_not_ours_is_never_touched(package: Package, source: Path, tmp_path: Path) -> None:
