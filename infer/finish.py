@@ -15,38 +15,34 @@ from .blocks import BlockReport
 from .events import StageStarted, Watch
 from .place import Place
 from .plan import Plan
-from .store import Level, Store, pyramid, shrink, sync_file
+from .pyramid import Cascade
+from .store import Store, sync_file
 from .tasks import share_out
 from .tiff import write_tiff
 
 
-def build_pyramid(plan: Plan, store: Store, tell: Watch) -> list[Level]:
-    """Each level from the one above, its parts shared out to threads."""
-    levels = pyramid(plan.out_axes, plan.out_shape, plan.image.pixel_size)
-    if len(levels) > 1:
+def complete_pyramid(plan: Plan, cascade: Cascade, tell: Watch) -> None:
+    """Make the levels that blocks did not cover in whole chunks, each from the one above."""
+    if cascade.ready < len(cascade.levels):
         tell(StageStarted("pyramid"))
-    for i in range(1, len(levels)):
-        step = [a // b for a, b in zip(levels[i].factors, levels[i - 1].factors, strict=True)]
-        parts = store.build_level(i, plan.out_axes, levels[i])
-        share_out(partial(shrink, store.array(i - 1), store.array(i), step), parts, plan.lanes)
-    return levels
+    for i in range(cascade.ready, len(cascade.levels)):
+        share_out(partial(cascade.shrink, i), cascade.rest(i), plan.lanes)
 
 
 def publish(
-    plan: Plan, place: Place, store: Store, levels: list[Level], reports: list[BlockReport], seconds: float, tell: Watch
+    plan: Plan, place: Place, store: Store, cascade: Cascade, reports: list[BlockReport], seconds: float, tell: Watch
 ) -> None:
     """Describe the staged result, or stream it into a TIFF, and move it to OUT."""
     size = plan.image.pixel_size
     name = place.out.name.split(".")[0]
     ours = provenance(plan, reports, seconds)
     if place.format == "zarr":
-        store.describe(name, plan.out_axes, levels, size, plan.out_channels, ours)
+        store.describe(name, plan.out_axes, cascade.levels, size, plan.out_channels, ours)
         place.publish(place.staged)
         return
     tell(StageStarted("tiff"))
     made = place.part / "image.ome.tif"
-    arrays = [store.array(i) for i in range(len(levels))]
-    write_tiff(made, plan.out_axes, arrays, name, size, plan.out_channels, ours)
+    write_tiff(made, plan.out_axes, cascade.arrays, name, size, plan.out_channels, ours)
     sync_file(made)
     place.publish(made)
 

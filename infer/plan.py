@@ -16,7 +16,7 @@ from ..zoo.image import Image
 from ..zoo.package import Package
 from .grid import Axis, Span, blocks
 from .meeting import model_axes
-from .report import plan_text
+from .report import plan_text, size_text
 from .session import Session
 
 BESIDE = 2
@@ -37,7 +37,7 @@ class Memory:
         return self.process + self.network + self.blocks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What predict will do. Sizes are by axis letter and in pixels; memory and disk in bytes, seconds in s.
 
@@ -180,6 +180,13 @@ class Plan:
         chunk, block, tile = ({a: int(n) for a, n in facts[key].items()} for key in ("chunk", "block", "tile"))
         return replace(
             self, chunk=chunk, block=block, tile=tile, batch=int(facts["batch"]), workers=int(facts["workers"])
+        )
+
+    def __repr__(self) -> str:
+        """Model, image, and how much there is to do."""
+        return (
+            f"Plan({self.package.name!r} on {self.image.name!r}, {self.n_blocks:,} blocks, {self.n_tiles:,} tiles, "
+            f"{size_text(self.memory.total)}, {self.device_name})"
         )
 
     def __str__(self) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 from ..zoo.errors import BlocksFailed, OutputError, VoidzooError
 from .blocks import BlockReport, predict_block, read_block
 from .events import BlockDone, BlockFailed, Done, PlanMade, Watch
-from .finish import build_pyramid, peak_memory, publish
+from .finish import complete_pyramid, peak_memory, publish
 from .ledger import Ledger
 from .place import LEDGER, Place
 from .plan import Plan
+from .pyramid import Cascade, pyramid
 from .session import Session, find_device
 from .store import Store
 from .tasks import share_out
@@ -118,17 +119,18 @@ def run_plan(
         tell(Done(str(place.out), 0.0))
         return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan)
     store = Store(place.staged)
+    levels = pyramid(plan.out_axes, plan.out_shape, plan.image.pixel_size)
+    block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
     with _told_in_words(place):
         if not place.begin(plan):
-            block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
             chunk = [plan.chunk.get(a, 1) for a in plan.out_axes]
-            store.create(plan.out_axes, plan.out_shape, plan.dtype, chunk, block)
+            store.create(plan.out_axes, levels, plan.dtype, chunk, block)
+        cascade = Cascade([store.array(i) for i in range(len(levels))], levels, block)
         with closing(Ledger(place.part / LEDGER)) as ledger:
-            fresh = _run_blocks(plan, store.array(), ledger, tell, stop)
+            fresh = _run_blocks(plan, cascade, ledger, tell, stop)
             reports = list(ledger.done.values())
-    with _told_in_words(place):
-        levels = build_pyramid(plan, store, tell)
-        publish(plan, place, store, levels, reports, time.monotonic() - start, tell)
+        complete_pyramid(plan, cascade, tell)
+        publish(plan, place, store, cascade, reports, time.monotonic() - start, tell)
     tell(Done(str(place.out), time.monotonic() - start))
     return Result(
         str(place.out), time.monotonic() - start, fresh, sum(r.clipped for r in reports),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..zoo.image import PixelSize
+from .pyramid import SMALLEST_LEVEL, Level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANY_CHUNKS = 10_000
 """With more chunks than this a block is stored as one shard: file systems suffer from millions of files."""
-SMALLEST_LEVEL = 256
-"""Pyramids end when a plane is this small; viewers then load it at once."""
 UNITS = {
     "t": ("time", "second"),
     "z": ("space", "micrometer"),
@@ -29,49 +27,22 @@ UNITS = {
 }
 
 
-@dataclass(frozen=True)
-class Level:
-    """One level of the pyramid: its shape, and by how much it is smaller than level 0 along each axis."""
-
-    shape: tuple[int, ...]
-    factors: tuple[int, ...]
-
-
-def pyramid(axes: str, shape: Sequence[int], pixel_size: PixelSize) -> list[Level]:
-    """The levels, level 0 first. y and x are halved; z too once its pixels are not longer than those of the plane."""
-    levels = [Level(tuple(shape), (1,) * len(axes))]
-    size = {a: (pixel_size.get(a) or 1.0) for a in "zyx"}
-    while max(levels[-1].shape[axes.index("y")], levels[-1].shape[axes.index("x")]) > SMALLEST_LEVEL:
-        last = levels[-1]
-        plane = 2 * min(size["y"], size["x"])
-        halved = [a for a in "yx" if last.shape[axes.index(a)] > 1]
-        if "z" in axes and pixel_size.z and size["z"] < plane and last.shape[axes.index("z")] > 1:
-            halved.append("z")
-        for a in halved:
-            size[a] *= 2
-        step = tuple(2 if a in halved else 1 for a in axes)
-        levels.append(
-            Level(
-                tuple(-(-n // s) for n, s in zip(last.shape, step, strict=True)),
-                tuple(f * s for f, s in zip(last.factors, step, strict=True)),
-            )
-        )
-    return levels
-
-
 class Store:
     """A group on disk that becomes an OME-Zarr image. Arrays are made here and written block by block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def create(self, axes: str, shape: Sequence[int], dtype: str, chunk: Sequence[int], block: Sequence[int]) -> None:
-        """Make the group and its level 0, whole or not at all. block: what one worker writes, whole chunks."""
+    def create(
+        self, axes: str, levels: Sequence[Level], dtype: str, chunk: Sequence[int], block: Sequence[int]
+    ) -> None:
+        """Make the group and its empty levels, whole or not at all. block: what one worker writes, whole chunks."""
         import zarr
 
         draft = Store(self.path.with_name(self.path.name + ".tmp"))
         zarr.create_group(draft.path, zarr_format=3, overwrite=True)
-        draft._create_level(0, axes, shape, dtype, chunk, block)
+        for i, level in enumerate(levels):
+            draft._create_level(i, axes, level.shape, dtype, chunk, block)
         draft.path.replace(self.path)
 
     def _create_level(
@@ -100,12 +71,6 @@ class Store:
         """A level, to write and read."""
         return DurableArray(self.path / str(level))
 
-    def build_level(self, level: int, axes: str, target: Level) -> Iterator[tuple[slice, ...]]:
-        """Make a smaller level. -> the parts of it that `shrink` then fills, each by one worker."""
-        above = self.array(level - 1)
-        self._create_level(level, axes, target.shape, str(above.dtype), above.chunks, above.grid)
-        return _parts(target.shape, self.array(level).grid)
-
     def describe(
         self,
         name: str,
@@ -124,11 +89,6 @@ class Store:
         ome["omero"] = {"name": name, "channels": _channels(axes, smallest, channels)}
         group.attrs.update({"ome": ome, "voidzoo": dict(ours)})
         sync_file(self.path / "zarr.json")
-
-
-def _parts(shape: Sequence[int], unit: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    for corner in product(*(range(0, n, u) for n, u in zip(shape, unit, strict=True))):
-        yield tuple(slice(s, min(s + u, n)) for s, u, n in zip(corner, unit, shape, strict=True))
 
 
 def _multiscales(name: str, axes: str, levels: Sequence[Level], pixel_size: PixelSize) -> dict[str, Any]:
@@ -218,30 +178,6 @@ class DurableArray:
                 folders.add(file.parent)
         for folder in folders:
             sync_folder(folder)
-
-
-def shrink(above: DurableArray, below: DurableArray, step: Sequence[int], part: tuple[slice, ...]) -> None:
-    """Fill a part of a level with the means of the level above; whole numbers are rounded to the nearest."""
-    source = tuple(slice(p.start * s, min(p.stop * s, n)) for p, s, n in zip(part, step, above.shape, strict=True))
-    below.write(part, mean(above.read(source), step))
-
-
-def mean(values: NDArray[Any], step: Sequence[int]) -> NDArray[Any]:
-    """The means over windows of `step` (1 or 2 an axis); the last window of an odd axis holds what is left."""
-    whole = values.dtype.kind in "iu"
-    kind = np.int64 if values.dtype.itemsize > 2 else np.int32
-    total: Any = values.astype(kind if whole else np.float32)
-    for axis, s in enumerate(step):
-        if s == 1:
-            continue
-        if total.shape[axis] % 2:
-            last = np.take(total, [-1], axis=axis)
-            total = np.concatenate([total, last], axis=axis)
-        even = (slice(None),) * axis + (slice(0, None, 2),)
-        odd = (slice(None),) * axis + (slice(1, None, 2),)
-        total = total[even] + total[odd]
-    count = prod(step)
-    return ((total + count // 2) // count if whole else total / count).astype(values.dtype)
 
 
 def sync_file(path: Path) -> None:

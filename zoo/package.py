@@ -34,7 +34,7 @@ class AxisRule:
     halo: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Package:
     """A model that predicts one output tensor from one input tensor.
 
@@ -73,6 +73,11 @@ class Package:
         """The pixel size in um of the training images by axis; empty where unknown."""
         size = (self.ours.get("training") or {}).get("pixel_size") or {}
         return {a: float(v) for a, v in size.items() if v is not None}
+
+    def __repr__(self) -> str:
+        """Name, path and what it reads."""
+        sizes = ", ".join(f"{a} {r.minimum} + n * {r.step}" for a, r in self.rules.items())
+        return f"Package({self.name!r}, {self.path!r}, {len(self.channels_in)} channels, {sizes})"
 
     def onnx(self) -> bytes:
         """The ONNX weights. Raises PackageError when they are not those that rdf.yaml names by sha256."""
