@@ -158,6 +158,8 @@ def check(path: str, keep: Path | None, *, as_json: bool) -> None:
 def plan(model: str, image: str, out: Path | None, settings: dict[str, Any], *, as_json: bool) -> None:
     """`voidzoo plan`."""
     place = None if out is None else Place(out)
+    if place is not None and (stored := place.stored()):
+        settings["facts"] = stored
     made = api.plan(model, image, **settings)
     if place is not None:
         place.check(made)
