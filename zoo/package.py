@@ -119,6 +119,11 @@ class PackageFiles:
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             if isinstance(error, PackageError):
                 raise
+            if Path(self.path).suffix.lower() != ".zip":
+                raise PackageError(
+                    f"{self.path} is no model: a package is a .zip or a folder with rdf.yaml.",
+                    mend="the model comes first: voidzoo predict MODEL.zip IMAGE -o OUT.ome.zarr",
+                ) from error
             raise PackageError(
                 f"{self.path} is not a whole zip file: {error}.", mend="copy or download it again"
             ) from error

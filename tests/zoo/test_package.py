@@ -290,3 +290,11 @@ def test_another_key_than_in_the_zip_is_never_guessed(exported: Path, tmp_path: 
         open_package(zipped(tmp_path / "nested.zip", files))
     shutil.copy(exported, tmp_path / "renamed.bin")
     assert open_package(tmp_path / "renamed.bin").name == "our own model"
+
+
+def test_an_image_in_the_place_of_the_model_is_told_so(tmp_path: Path) -> None:
+    """Model and image swapped on the command line: the mend shows the order."""
+    image = tmp_path / "scan.tif"
+    image.write_bytes(b"II*\0" + bytes(100))
+    with pytest.raises(PackageError, match=r"scan.tif is no model(.|\n)*voidzoo predict MODEL.zip IMAGE"):
+        open_package(image)
