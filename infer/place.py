@@ -114,6 +114,8 @@ class Place:
         """
         begun = self.begun()
         if begun is not None and begun.get("identity") == plan.identity:
+            if not self.staged.exists():
+                (self.part / LEDGER).unlink(missing_ok=True)  # what it counts as done is not there
             return self.staged.exists()
         _remove(self.part)
         self.part.mkdir(parents=True)

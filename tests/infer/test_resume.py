@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,18 @@ def test_what_is_not_ours_is_never_touched(package: Package, source: Path, tmp_p
         vz.predict(package, source, out=tmp_path / "result.png", device="cpu")
     with pytest.raises(vz.VoidzooError, match="is the image itself"):
         vz.predict(package, source, out=source, device="cpu", overwrite=True)
+
+
+def test_a_ledger_without_its_image_counts_for_nothing(package: Package, source: Path, tmp_path: Path) -> None:
+    """Somebody cleaned up the staged image but not the ledger: all blocks are done again, none is missing."""
+    stop = threading.Event()
+    settings: dict[str, Any] = {"out": tmp_path / "o.ome.zarr", "device": "cpu", "block": (64, 64)}
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(
+            package, source, stop=stop, watch=lambda e: stop.set() if isinstance(e, vz.BlockDone) else None, **settings
+        )
+    shutil.rmtree(tmp_path / "o.ome.zarr.part" / "image.zarr")
+    assert vz.predict(package, source, **settings).blocks == 3 * 64
 
 
 def test_a_torn_ledger_line_is_done_again(tmp_path: Path) -> None:
