@@ -74,16 +74,16 @@ class Place:
         if plan.image.path is not None and self.out.exists() and self.out.samefile(plan.image.path):
             raise OutputError(f"{self.out} is the image itself.", mend="another -o")
         begun = self.begun()
-        if overwrite and self.out.is_dir() and _plan_of_zarr(self.out) is None:
-            raise _not_ours(self.out)
-        stored = begun if overwrite or begun is not None else self.finished()
+        finished = self.finished()  # refuses what is not ours, also when it is to be overwritten
+        stored = begun if overwrite or begun is not None else finished
         if stored is not None and stored.get("identity") != plan.identity and not overwrite:
             raise OutputError(
                 f"{self.out} was begun with another plan.",
                 where=_difference(stored, plan.to_json()),
                 mend="continue it with the first, choose another -o, or --overwrite",
             )
-        if stored is not None and begun is None:
+        if not overwrite and finished is not None and finished.get("identity") == plan.identity:
+            _remove(self.part)  # left by a kill between the move to OUT and the clean-up
             return True
         self._check_disk(plan)
         return False

@@ -278,3 +278,22 @@ def test_predict_needs_no_torch(packages: dict[str, Package], tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout
+
+
+def test_several_sessions_give_the_same(
+    packages: dict[str, Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan with two single-threaded sessions, as a long job may get: the whole-image result, and it is pinned."""
+    monkeypatch.setattr("voidzoo.infer.planning.WORTH_PROBING", 0.0)
+    monkeypatch.setattr("voidzoo.infer.planning.CLEARLY", float("inf"))
+    monkeypatch.setattr("voidzoo.infer.planning.cpu_count", lambda: 2)
+    package = packages["2d-depth2"]
+    x = micrograph(np.random.default_rng(6), (5, 200, 170))
+    settings_ = {"axes": "zyx", "device": "cpu", "block": (64, 64), "tile": (80, 80), "dtype": "float32"}
+    plan = vz.plan(package, x, **settings_)
+    assert plan.workers == 2
+    assert plan.lanes == 4
+    result = vz.predict(plan, tmp_path / "o.ome.zarr")
+    same(result.image.read(), np.concatenate([whole(package, plane[None]) for plane in x]))
+    stored = zarr.open_group(tmp_path / "o.ome.zarr", mode="r").attrs["voidzoo"]["plan"]
+    assert stored["workers"] == 2

@@ -181,12 +181,37 @@ def test_what_is_not_ours_is_never_touched(package: Package, source: Path, tmp_p
     assert (part / "notes.txt").read_text() == "mine"
     image = tmp_path / "other.tif"
     tifffile.imwrite(image, np.arange(9).reshape(3, 3))
-    with pytest.raises(vz.VoidzooError, match="was not made by voidzoo"):
-        vz.predict(package, source, out=image, device="cpu")
+    before = image.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(vz.VoidzooError, match="was not made by voidzoo"):
+            vz.predict(package, source, out=image, device="cpu", overwrite=overwrite)
+    assert image.read_bytes() == before, "--overwrite replaces results, not somebody's image"
     with pytest.raises(vz.VoidzooError, match=r"ending chooses the format(.|\n)*\.ome\.zarr"):
         vz.predict(package, source, out=tmp_path / "result.png", device="cpu")
     with pytest.raises(vz.VoidzooError, match="is the image itself"):
         vz.predict(package, source, out=source, device="cpu", overwrite=True)
+
+
+def test_a_kill_after_the_move_to_out_needs_no_second_run(
+    package: Package, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OUT is whole and OUT.part still there: the same command sees that, and cleans up."""
+    from voidzoo.infer import place
+
+    real = place._remove
+
+    def killed(path: Path) -> None:
+        if path.name.endswith(".part") and path.exists() and (tmp_path / "o.ome.zarr").exists():
+            raise KeyboardInterrupt
+        real(path)
+
+    monkeypatch.setattr(place, "_remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(package, source, out=tmp_path / "o.ome.zarr", device="cpu")
+    monkeypatch.setattr(place, "_remove", real)
+    assert (tmp_path / "o.ome.zarr.part").exists()
+    assert vz.predict(package, source, out=tmp_path / "o.ome.zarr", device="cpu").blocks == 0
+    assert not (tmp_path / "o.ome.zarr.part").exists()
 
 
 def test_a_ledger_without_its_image_counts_for_nothing(package: Package, source: Path, tmp_path: Path) -> None:
