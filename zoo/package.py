@@ -1,67 +1,215 @@
 """A model package (bioimage.io): what goes in, what comes out, where the weights are, checked before use.
 
-The rdf.yaml of a portable package (format 0.5.x, one input, one output, no processing steps) is read here directly:
-importing bioimageio.spec costs a second that every prediction would pay. docs/decisions/0003 tells more.
+Descriptions of format 0.3, 0.4 and 0.5 are read here and in `rdf`, `rdf_old`: importing bioimageio.spec costs a second
+that every prediction would pay. docs/decisions/0003 tells more.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from math import ceil, floor
+from pathlib import Path
 from typing import Any
 
-import yaml
+from .errors import DependencyError, PackageError
+from .package_files import PackageFiles
 
-from .axes import SPACE
-from .errors import PackageError
-
-MAX_DESCRIPTION = 4 * 2**20
-MAX_FILE = 8 * 2**30
 KINDS = ("intensity", "probability", "distance", "logit")
+RUNNABLE = ("onnx", "torchscript", "pytorch_state_dict")
+"""The kinds of weights that can be run, the first that a package has is used."""
+TILED = "tzyx"
+"""The axes that a network may read at any size, in the order in which `Package.axes` names them."""
 
 
 @dataclass(frozen=True)
 class AxisRule:
-    """The legal sizes of one spatial input axis, `minimum + n * step`, and the halo to cut from the output."""
+    """The legal sizes of one axis of the main input, and the halo (in its pixels) to cut from the output.
+
+    Legal are `minimum + n * step`, or `minimum` alone where the size is fixed.
+    """
 
     minimum: int
     step: int
     halo: int
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class SizeOf:
+    """A size that follows that of another tensor's axis."""
+
+    tensor: str
+    axis: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class TensorAxis:
+    """One axis of an input or output.
+
+    letter: b c t z y x, or i (index). id: what the description calls it (batch, channel, x, ...).
+    size: where it is fixed, for channels their number; else the size is that of `reference` times the quotient of the
+    scales (that of the reference over this one) plus its offset; else legal sizes are minimum + n * step.
+    data_dependent: the size is known only after the run. scale: relative, as the description has it. halo: pixels of an
+    output that are to be cut off at both ends. names: of the channels. pixel_size: um (time: s) where a unit is given.
+    """
+
+    letter: str
+    id: str
+    size: int | None = None
+    minimum: int = 1
+    step: int = 1
+    reference: SizeOf | None = None
+    scale: float = 1.0
+    halo: int = 0
+    names: tuple[str, ...] = ()
+    data_dependent: bool = False
+    pixel_size: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One processing step, in the words of format 0.5. custom: `kwargs` holds callable, source, sha256, kwargs."""
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_float32_cast(self) -> bool:
+        """Whether it only asks for the dtype that is used anyway."""
+        return self.name == "ensure_dtype" and self.kwargs.get("dtype") == "float32"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output. dtype: of its values outside of the model: before preprocessing, after postprocessing.
+
+    steps: pre- or postprocessing as listed; the casts to `dtype` that the format implies at their ends are not listed.
+    optional: an input that may be left out. test: the name of the file with the test tensor.
+    """
+
+    id: str
+    axes: tuple[TensorAxis, ...]
+    dtype: str = "float32"
+    optional: bool = False
+    steps: tuple[Step, ...] = ()
+    test: str | None = None
+
+    @property
+    def letters(self) -> str:
+        """The axes in the order in which the network takes or returns them, e.g. `"bcyx"`."""
+        return "".join(a.letter for a in self.axes)
+
+    def axis(self, letter: str) -> TensorAxis | None:
+        """The (first) axis with a letter, or None."""
+        return next((a for a in self.axes if a.letter == letter), None)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels; a tensor without a channel axis has one, by its own name."""
+        axis = self.axis("c")
+        return (self.id,) if axis is None else axis.names
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of one kind. source: file in the package. options: what else the description says of them."""
+
+    kind: str
+    source: str
+    sha256: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
 class Package:
-    """A model that predicts one output tensor from one input tensor.
+    """A model as its description tells it. format: of the description, e.g. `"0.5.4"`; rdf: the description as it is.
 
-    axes: the spatial axes that the network reads at once, `"yx"` or `"zyx"`. rules: one an axis.
-    channels_in, channels_out: names. kinds: one of intensity, probability, distance, logit an output channel, or empty
-    where the package does not say. sha256: of the weights file.
+    weights: those that can be run, the preferred first. other_weights: the kinds of the others.
     """
 
     path: str
     name: str
     version: str
-    axes: str
-    rules: Mapping[str, AxisRule]
-    channels_in: tuple[str, ...]
-    channels_out: tuple[str, ...]
-    kinds: tuple[str, ...]
-    weights: str
-    sha256: str
-    test_input: str
-    test_output: str
+    format: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    weights: tuple[Weights, ...]
+    other_weights: tuple[str, ...] = ()
     description: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    rdf: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def files(self) -> PackageFiles:
         """The files of the package, read with their sha256 checked."""
         return PackageFiles(self.path)
+
+    @cached_property
+    def main(self) -> Tensor:
+        """The input that the image is: the first that has y and x, cannot be left out and follows no other.
+
+        Raises PackageError where no input has y and x.
+        """
+        planes = [t for t in self.inputs if {"y", "x"} <= set(t.letters) and not t.optional]
+        if not planes:
+            axes = "; ".join(", ".join(a.id for a in t.axes) for t in self.inputs)
+            raise PackageError(f"{self.path} reads the axes {axes}; models of images, with y and x, can be run.")
+        return next((t for t in planes if not _follows_another(t)), planes[0])
+
+    @property
+    def axes(self) -> str:
+        """The axes that the network reads at once, by letter, in the order t z y x: `"yx"`, `"zyx"`, `"tyx"`."""
+        return "".join(a for a in TILED if a in self.main.letters)
+
+    @cached_property
+    def rules(self) -> dict[str, AxisRule]:
+        """The legal sizes of the main input and the halo to cut, both in its pixels, by letter of `axes`."""
+        return {letter: self._rule(letter) for letter in self.axes}
+
+    def _rule(self, letter: str) -> AxisRule:
+        axis = self.main.axis(letter)
+        assert axis is not None, letter
+        halo = max((_halo_of_input(axis, t.axis(letter)) for t in self.outputs), default=0)
+        if axis.size is not None:
+            return AxisRule(axis.size, 1, halo, fixed=True)
+        if axis.reference is None:
+            return AxisRule(axis.minimum, axis.step, halo)
+        other = self.axis(axis.reference.tensor, axis.reference.axis)
+        ratio = other.scale / axis.scale
+        if other.size is not None:
+            return AxisRule(floor(other.size * ratio) + axis.reference.offset, 1, halo, fixed=True)
+        step = other.step * ratio
+        return AxisRule(
+            floor(other.minimum * ratio) + axis.reference.offset, int(step) if step == int(step) else 1, halo
+        )
+
+    def axis(self, tensor: str, axis: str) -> TensorAxis:
+        """An axis by the ids of tensor and axis. Raises KeyError where there is none."""
+        for t in (*self.inputs, *self.outputs):
+            for a in t.axes if t.id == tensor else ():
+                if a.id == axis:
+                    return a
+        raise KeyError(f"{tensor}.{axis}")
+
+    @property
+    def channels_in(self) -> tuple[str, ...]:
+        """The names of the main input's channels."""
+        return self.main.channels
+
+    @property
+    def channels_out(self) -> tuple[str, ...]:
+        """The names of the channels of all outputs, one after the other."""
+        return tuple(name for t in self.outputs for name in t.channels)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """One of intensity, probability, distance, logit an output channel; empty where the package does not say."""
+        return tuple(self.ours.get("kinds") or ())
 
     @property
     def ours(self) -> Mapping[str, Any]:
@@ -72,81 +220,117 @@ class Package:
     def pixel_size(self) -> dict[str, float]:
         """The pixel size in um of the training images by axis; empty where unknown."""
         size = (self.ours.get("training") or {}).get("pixel_size") or {}
+        if not size:
+            size = {a.letter: a.pixel_size for a in self.main.axes if a.letter in "zyx"}
         return {a: float(v) for a, v in size.items() if v is not None}
+
+    @property
+    def plain(self) -> bool:
+        """Whether one float32 tensor (b, c, [z], y, x) of any legal size comes in and one of equal size goes out."""
+        if len(self.inputs) != 1 or len(self.outputs) != 1:
+            return False
+        inner, outer = self.inputs[0], self.outputs[0]
+        if inner.letters != outer.letters or inner.letters not in ("bcyx", "bczyx") or inner.optional:
+            return False
+        if {inner.dtype, outer.dtype} != {"float32"} or not all(s.is_float32_cast for s in inner.steps + outer.steps):
+            return False
+        free = [a.letter == "c" or (a.size is None and a.reference is None) for a in inner.axes]
+        same = [
+            b.reference == SizeOf(inner.id, a.id) and a.scale == b.scale
+            for a, b in zip(inner.axes[2:], outer.axes[2:], strict=True)
+        ]
+        return all(free) and all(same) and outer.axes[0].size is None
+
+    @property
+    def test_input(self) -> str:
+        """The file with the test tensor of the main input. Raises PackageError where there is none."""
+        return self._test(self.main)
+
+    @property
+    def test_output(self) -> str:
+        """The file with the test tensor of the first output. Raises PackageError where there is none."""
+        return self._test(self.outputs[0])
+
+    def _test(self, tensor: Tensor) -> str:
+        if tensor.test is None:
+            raise PackageError(f"{self.path} has no test tensor for {tensor.id}.")
+        return tensor.test
+
+    @cached_property
+    def sha256(self) -> str:
+        """The sha256 of the weights that are used. Raises PackageError where none can be run."""
+        if not self.weights:
+            raise self._not_runnable()
+        weights = self.weights[0]
+        return weights.sha256 or hashlib.sha256(self.files.read(weights.source)).hexdigest()
+
+    def chosen_weights(self, trust_code: bool = False, torch: bool | None = None) -> Weights:
+        """The weights to run: ONNX, else TorchScript, else, with trust_code, a state dict (code of the package runs).
+
+        torch: whether it is installed; looked up where it is None. Raises PackageError where no weights can be run,
+        DependencyError where those that can need torch.
+        """
+        if not self.weights:
+            raise self._not_runnable()
+        weights = self.weights[0]
+        if weights.kind == "pytorch_state_dict" and not trust_code:
+            raise PackageError(
+                f"{self.path} has no ONNX weights, only a state dict: running it runs Python code of the package.",
+                mend="--trust-code  if you trust where the package came from",
+            )
+        if weights.kind != "onnx" and not (_torch_is_there() if torch is None else torch):
+            raise DependencyError(
+                f"{self.path} has no ONNX weights; its {weights.kind} weights need torch, which is not installed.",
+                mend="pip install torch",
+            )
+        return weights
+
+    def onnx(self) -> bytes:
+        """The ONNX weights, whole. Raises PackageError for none, and for others than the sha256 of the description."""
+        weights = next((w for w in self.weights if w.kind == "onnx"), None)
+        if weights is None:
+            raise self._not_runnable()
+        data = self.files.read(weights.source, weights.sha256)
+        if external := weights.options.get("external_data"):
+            from .onnx_data import embed
+
+            return embed(data, self.files.read(external["source"], external.get("sha256")), external["source"])
+        return data
+
+    def _not_runnable(self) -> PackageError:
+        offered = ", ".join([*(w.kind for w in self.weights), *self.other_weights]) or "none"
+        return PackageError(f"{self.path}: this model has no ONNX weights; it offers: {offered}.")
 
     def __repr__(self) -> str:
         """Name, path and what it reads."""
-        sizes = ", ".join(f"{a} {r.minimum} + n * {r.step}" for a, r in self.rules.items())
+        sizes = ", ".join(
+            f"{a} {r.minimum}" if r.fixed else f"{a} {r.minimum} + n * {r.step}" for a, r in self.rules.items()
+        )
         return f"Package({self.name!r}, {self.path!r}, {len(self.channels_in)} channels, {sizes})"
 
-    def onnx(self) -> bytes:
-        """The ONNX weights. Raises PackageError when they are not those that rdf.yaml names by sha256."""
-        return self.files.read(self.weights, self.sha256)
+
+def _follows_another(tensor: Tensor) -> bool:
+    return any(a.reference is not None and a.reference.tensor != tensor.id for a in tensor.axes)
 
 
-class PackageFiles:
-    """The files of a package folder or zip. Nothing is extracted; no path leads outside."""
+def _halo_of_input(axis: TensorAxis, output: TensorAxis | None) -> int:
+    """The halo of an output in pixels of the input axis that it lies on, rounded up."""
+    if output is None:
+        return 0
+    ratio = output.scale / axis.scale
+    if output.size is not None and axis.size is not None:  # fixed sizes have no word about scale but themselves
+        ratio = axis.size / output.size if max(axis.size, output.size) % min(axis.size, output.size) == 0 else 1.0
+    return ceil(output.halo * ratio - 1e-6)
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.is_zip = Path(path).is_file()
 
-    def read(self, name: str, sha256: str | None = None, limit: int = MAX_FILE) -> bytes:
-        """The bytes of a file. Raises PackageError if it is missing, too large, outside, or has another sha256."""
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
-            raise PackageError(
-                f"{self.path} refers to {name!r}, which does not lie in the package.", mend="get the package again"
-            )
-        data = self._read_zip(name, limit) if self.is_zip else self._read_folder(name, limit)
-        if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
-            raise PackageError(
-                f"{self.path} is not what was exported: {name} has sha256 {found[:8]}..., "
-                f"rdf.yaml says {sha256[:8]}....",
-                mend="export again, or get the package again from where it came",
-            )
-        return data
-
-    def _read_zip(self, name: str, limit: int) -> bytes:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                info = archive.getinfo(name)
-                if info.file_size > limit:
-                    raise PackageError(f"{self.path}: {name} has {info.file_size:,} bytes, more than {limit:,}.")
-                return archive.read(info)
-        except KeyError:
-            raise self._missing(name) from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            if isinstance(error, PackageError):
-                raise
-            if Path(self.path).suffix.lower() != ".zip":
-                raise PackageError(
-                    f"{self.path} is no model: a package is a .zip or a folder with rdf.yaml.",
-                    mend="the model comes first: voidzoo predict MODEL.zip IMAGE -o OUT.ome.zarr",
-                ) from error
-            raise PackageError(
-                f"{self.path} is not a whole zip file: {error}.", mend="copy or download it again"
-            ) from error
-
-    def _read_folder(self, name: str, limit: int) -> bytes:
-        root = Path(self.path).resolve()
-        file = (root / name).resolve()
-        if not file.is_relative_to(root):
-            raise PackageError(f"{self.path}: {name} is a link out of the package.", mend="get the package again")
-        if not file.is_file():
-            raise self._missing(name)
-        if file.stat().st_size > limit:
-            raise PackageError(f"{self.path}: {name} has {file.stat().st_size:,} bytes, more than {limit:,}.")
-        return file.read_bytes()
-
-    def _missing(self, name: str) -> PackageError:
-        return PackageError(
-            f"{self.path} has no {name}.", mend="a bioimage.io package is a zip or folder with rdf.yaml and weights"
-        )
+def _torch_is_there() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 def open_package(path: str | Path) -> Package:
-    """Read a package (zip or folder). Raises PackageError if it is missing, broken or of a kind that cannot be run."""
+    """Read a package: a zip, a folder, or its rdf.yaml. Raises PackageError if it is missing, broken or no model."""
+    from .rdf import read_package
+
     text = str(path)
     if not Path(text).exists():
         raise PackageError(f"there is no model {text}.", mend="a path to a package: a .zip or a folder with rdf.yaml")
@@ -155,110 +339,4 @@ def open_package(path: str | Path) -> Package:
             f"{text} is a training run; its package is made by export.",
             mend=f"voidzoo export {text} -o {Path(text).name}.zip",
         )
-    raw = PackageFiles(text).read("rdf.yaml", limit=MAX_DESCRIPTION)
-    try:
-        rdf = yaml.load(raw, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise PackageError(f"{text}: rdf.yaml is not YAML.", where=" ".join(str(error).split())[:200]) from error
-    if not isinstance(rdf, dict):
-        raise PackageError(f"{text}: rdf.yaml is not a description of a model.")
-    try:
-        return _package(text, rdf)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, PackageError):
-            raise
-        raise PackageError(
-            f"{text}: rdf.yaml does not describe a model as bioimage.io format 0.5 does.",
-            where=f"{type(error).__name__}: {error}",
-            mend=f"bioimageio validate-format {text}",
-        ) from error
-
-
-def _package(path: str, rdf: Mapping[str, Any]) -> Package:
-    version = str(rdf.get("format_version", ""))
-    if rdf.get("type") != "model" or not version.startswith("0.5."):
-        raise PackageError(
-            f"{path} is a {rdf.get('type', 'resource')} in format {version or 'unknown'}; "
-            "models in format 0.5 can be run.",
-            mend=f"bioimageio update-format {path} NEW.zip",
-        )
-    tensor_in, tensor_out = _single(path, rdf, "inputs"), _single(path, rdf, "outputs")
-    _no_processing(path, tensor_in, tensor_out)
-    axes_in, axes_out = _axes(tensor_in), _axes(tensor_out)
-    if list(axes_in) != list(axes_out) or list(axes_in)[:2] != ["batch", "channel"]:
-        raise PackageError(
-            f"{path} reads the axes {', '.join(axes_in)} and returns {', '.join(axes_out)}; "
-            "models with batch, channel, (z), y, x both ways can be run."
-        )
-    space = "".join(a for a in axes_in if a in SPACE)
-    if space not in ("yx", "zyx") or len(axes_in) != len(space) + 2:
-        raise PackageError(f"{path} reads the axes {', '.join(axes_in)}; (z), y, x can be run.")
-    rules = {a: _rule(path, a, axes_in[a], axes_out[a]) for a in space}
-    weights = rdf.get("weights") or {}
-    if "onnx" not in weights:
-        raise PackageError(f"{path} has no ONNX weights; it offers: {', '.join(weights) or 'none'}.")
-    if not (sha256 := weights["onnx"].get("sha256")):
-        raise PackageError(f"{path}: rdf.yaml gives no sha256 for the ONNX weights.", mend="export the model again")
-    channels_out = tuple(axes_out["channel"]["channel_names"])
-    ours = (rdf.get("config") or {}).get("voidzoo") or {}
-    kinds = tuple(ours.get("kinds") or ())
-    if kinds and (len(kinds) != len(channels_out) or set(kinds) - set(KINDS)):
-        raise PackageError(f"{path}: config.voidzoo.kinds is {kinds}; it takes one of {', '.join(KINDS)} a channel.")
-    return Package(
-        path=path,
-        name=str(rdf["name"]),
-        version=str(rdf.get("version", "")),
-        axes=space,
-        rules=rules,
-        channels_in=tuple(axes_in["channel"]["channel_names"]),
-        channels_out=channels_out,
-        kinds=kinds,
-        weights=str(weights["onnx"]["source"]),
-        sha256=str(sha256),
-        test_input=str(tensor_in["test_tensor"]["source"]),
-        test_output=str(tensor_out["test_tensor"]["source"]),
-        description=str(rdf.get("description", "")),
-        config=rdf.get("config") or {},
-    )
-
-
-def _single(path: str, rdf: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    tensors = rdf[key]
-    if len(tensors) != 1:
-        raise PackageError(f"{path} has {len(tensors)} {key}; models with one can be run.")
-    return tensors[0]
-
-
-def _no_processing(path: str, tensor_in: Mapping[str, Any], tensor_out: Mapping[str, Any]) -> None:
-    """Steps outside the graph would have to be executed; only a cast to the dtype that is used anyway is skipped."""
-    for key, tensor in (("preprocessing", tensor_in), ("postprocessing", tensor_out)):
-        steps = [s for s in tensor.get(key) or () if not _is_float32_cast(s)]
-        if steps:
-            names = ", ".join(str(s.get("id", "?")) for s in steps)
-            raise PackageError(
-                f"{path} asks for {key} outside the network ({names}); "
-                "only packages with it inside the graph can be run.",
-                mend="bioimageio.core runs it in memory: bioimageio predict",
-            )
-
-
-def _is_float32_cast(step: Mapping[str, Any]) -> bool:
-    return step.get("id") == "ensure_dtype" and (step.get("kwargs") or {}).get("dtype") == "float32"
-
-
-def _axes(tensor: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The axes of a tensor by id; the format lets batch and channel go unnamed, and calls a nameless space axis x."""
-    default = {"batch": "batch", "channel": "channel", "space": "x", "time": "time", "index": "index"}
-    return {str(a.get("id", default[a["type"]])): a for a in tensor["axes"]}
-
-
-def _rule(path: str, axis: str, axis_in: Mapping[str, Any], axis_out: Mapping[str, Any]) -> AxisRule:
-    size, size_out = axis_in["size"], axis_out["size"]
-    if not isinstance(size, dict) or "step" not in size:
-        raise PackageError(f"{path} reads {size} along {axis}; models that read any size (min, step) can be run.")
-    if float(axis_out.get("scale", 1.0)) != float(axis_in.get("scale", 1.0)) or int(size_out.get("offset", 0)):
-        raise PackageError(f"{path} returns another size along {axis} than it reads; equal sizes can be run.")
-    rule = AxisRule(minimum=int(size["min"]), step=int(size["step"]), halo=int(axis_out.get("halo", 0)))
-    if rule.minimum < 1 or rule.step < 1 or rule.halo < 0:
-        raise PackageError(f"{path}: min {rule.minimum}, step {rule.step}, halo {rule.halo} along {axis} cannot be.")
-    return rule
+    return read_package(text, PackageFiles(text).rdf())

@@ -21,7 +21,8 @@ from tests.packages import make_package
 from voidzoo.export import proof
 from voidzoo.export.proof import Check
 from voidzoo.zoo.errors import PackageError
-from voidzoo.zoo.package import AxisRule, Package, PackageFiles, open_package
+from voidzoo.zoo.package import AxisRule, Package, open_package
+from voidzoo.zoo.package_files import PackageFiles
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +187,18 @@ def test_a_damaged_zip_never_opens_unnoticed(exported: Path, tmp_path: Path, dat
         ("- a\n- b", r"is not a description of a model"),
         ("", r"is not a description of a model"),
         ("type: model", r"is a model in format unknown"),
-        ("type: dataset\nformat_version: 0.3.0", r"is a dataset in format 0\.3\.0; models in format 0\.5 can be run"),
-        ("type: model\nformat_version: 0.4.9", r"is a model in format 0\.4\.9(.|\n)*bioimageio update-format"),
+        (
+            "type: dataset\nformat_version: 0.3.0",
+            r"is a dataset in format 0\.3\.0; models in format 0\.3, 0\.4 and 0\.5 ",
+        ),
+        ("type: model\nformat_version: 0.2.0", r"is a model in format 0\.2\.0(.|\n)*bioimageio update-format"),
+        (
+            "type: model\nformat_version: 0.6.0",
+            r"is a model in format 0\.6\.0; models in format 0\.3, 0\.4 and 0\.5 can be",
+        ),
+        ("type: model\nformat_version: 0.5", r"format 0\.5 does(.|\n)*'inputs'"),
+        ("type: model\nformat_version: 0.4.9", r"as bioimage\.io format 0\.4 does(.|\n)*'inputs'"),
+        ("format_version: 0.3.1\ninputs: []\noutputs: []", r"as bioimage\.io format 0\.3 does(.|\n)*inputs is empty"),
         ("format_version: 0.5.4", r"is a resource in format 0\.5\.4"),
         ("type: model\nformat_version: 0.5.4", r"does not describe a model(.|\n)*'inputs'"),
         ("type: model\nformat_version: 0.5.4\ninputs: 5\noutputs: []", r"does not describe a model"),
@@ -202,52 +213,22 @@ def test_another_description_is_refused_in_words(folder: Path, text: str, messag
     assert "\n" not in caught.value.what
 
 
-def _fixed(rdf: dict[str, Any]) -> None:
-    rdf["inputs"][0]["axes"][2]["size"] = 512
-
-
-def _scaled(rdf: dict[str, Any]) -> None:
-    rdf["outputs"][0]["axes"][2]["scale"] = 0.5
-
-
-def _time(rdf: dict[str, Any]) -> None:
-    for key in ("inputs", "outputs"):
-        rdf[key][0]["axes"][2] = {"type": "time", "id": "time", "size": {"min": 1, "step": 1}}
-
-
 SPOILS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "preprocessing": (
-        lambda r: r["inputs"][0].update(preprocessing=[{"id": "zero_mean_unit_variance", "kwargs": {}}]),
-        r"asks for preprocessing outside the network \(zero_mean_unit_variance\)",
-    ),
-    "postprocessing": (
-        lambda r: r["outputs"][0].update(postprocessing=[{"id": "sigmoid"}, {"id": "ensure_dtype"}]),
-        r"asks for postprocessing outside the network \(sigmoid, ensure_dtype\)",
-    ),
-    "two inputs": (lambda r: r["inputs"].append(r["inputs"][0]), r"has 2 inputs; models with one can be run"),
-    "no outputs": (lambda r: r["outputs"].clear(), r"has 0 outputs"),
-    "fixed size": (_fixed, r"reads 512 along y; models that read any size \(min, step\)"),
-    "smaller output": (_scaled, r"returns another size along y"),
-    "time axis": (_time, r"reads the axes batch, channel, time, x"),
-    "no onnx": (
-        lambda r: r.update(weights={"torchscript": {}, "keras_hdf5": {}}),
-        r"has no ONNX weights; it offers: keras_hdf5, torchscript",
-    ),
+    "no outputs": (lambda r: r["outputs"].clear(), r"does not describe a model(.|\n)*outputs is empty"),
     "no weights": (lambda r: r.pop("weights"), r"no ONNX weights; it offers: none"),
     "no sha256": (lambda r: r["weights"]["onnx"].pop("sha256"), r"gives no sha256"),
-    "wrong kinds": (lambda r: r["config"]["voidzoo"].update(kinds=["beauty"]), r"kinds is \('beauty',\); it takes one of"),
+    "wrong kinds": (
+        lambda r: r["config"]["voidzoo"].update(kinds=["beauty"]),
+        r"kinds is \('beauty',\); it takes one of",
+    ),
     "step 0": (lambda r: r["inputs"][0]["axes"][2]["size"].update(step=0), r"step 0, halo 24 along y cannot be"),
     "no name": (lambda r: r.pop("name"), r"does not describe a model(.|\n)*'name'"),
-    "channels last": (
-        lambda r: [t["axes"].append(t["axes"].pop(1)) for t in (r["inputs"][0], r["outputs"][0])],
-        r"reads the axes batch, y, x, channel",
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_a_model_of_another_kind_is_refused_in_words(folder: Path, spoil: str) -> None:
-    """Each thing that prediction cannot run is refused when the package is opened, naming the thing."""
+    """What no prediction can be made with is refused when the package is opened, naming the thing."""
     change, message = SPOILS[spoil]
     edit(folder, change)
     with pytest.raises(PackageError, match=message) as caught:
@@ -282,14 +263,59 @@ def test_names_that_the_format_lets_go_are_filled_in(tmp_path: Path) -> None:
     assert again.pixel_size == {}
 
 
-def test_another_key_than_in_the_zip_is_never_guessed(exported: Path, tmp_path: Path) -> None:
-    """A package packed inside a folder of the zip is told to have no rdf.yaml, as consumers would find none either."""
+def test_a_package_in_a_folder_of_its_zip_is_found(exported: Path, tmp_path: Path) -> None:
+    """Zipping the folder instead of its files changes nothing; two folders, or a zip by another name, are no guess."""
     with zipfile.ZipFile(exported) as archive:
-        files = {f"model/{n}": archive.read(n) for n in archive.namelist()}
+        files = {n: archive.read(n) for n in archive.namelist()}
+    nested = {f"model/{n}": data for n, data in files.items()}
+    found = open_package(zipped(tmp_path / "nested.zip", {"model/": b"", "__MACOSX/model/._rdf.yaml": b"x", **nested}))
+    assert found.onnx() == open_package(exported).onnx()
+    assert found.files.read(found.test_input) == open_package(exported).files.read(found.test_input)
     with pytest.raises(PackageError, match=r"has no rdf\.yaml"):
-        open_package(zipped(tmp_path / "nested.zip", files))
+        open_package(zipped(tmp_path / "two.zip", {**nested, "other/rdf.yaml": files["rdf.yaml"]}))
     shutil.copy(exported, tmp_path / "renamed.bin")
     assert open_package(tmp_path / "renamed.bin").name == "our own model"
+
+
+@pytest.mark.parametrize("name", ["bioimageio.yaml", "model.yaml", "denoiser.model.yaml", "any name.yml"])
+def test_the_description_is_found_by_any_name_of_the_format(folder: Path, tmp_path: Path, name: str) -> None:
+    """Formats named it bioimageio.yaml and model.yaml too; its own path is a model as well, whatever it is called."""
+    (folder / "rdf.yaml").rename(folder / name)
+    zipped_too = zipped(tmp_path / "z.zip", {p.name: p.read_bytes() for p in folder.iterdir()})
+    by_path = open_package(folder / name)
+    assert hashlib.sha256(by_path.onnx()).hexdigest() == by_path.sha256
+    if name.endswith(".yml"):
+        for path in (folder, zipped_too):
+            with pytest.raises(PackageError, match=r"has no rdf\.yaml"):
+                open_package(path)
+        return
+    assert open_package(folder).onnx() == open_package(zipped_too).onnx() == by_path.onnx()
+    (folder / "another.model.yaml").write_bytes((folder / name).read_bytes())
+    if name == "denoiser.model.yaml":
+        with pytest.raises(
+            PackageError, match=r"2 descriptions: another\.model\.yaml, denoiser\.model\.yaml(.|\n)*mend"
+        ):
+            open_package(folder)
+    else:
+        assert open_package(folder).name == "our own model"
+
+
+def test_weights_by_url_are_taken_from_the_package_or_asked_for(folder: Path) -> None:
+    """A URL whose file lies in the package is that file, sha256 checked; else the whole model is to be downloaded."""
+
+    def name(**weights: str) -> None:
+        edit(folder, lambda rdf: rdf["weights"]["onnx"].update(weights))
+
+    data = (folder / "weights.onnx").read_bytes()
+    for url in ("https://zenodo.org/records/1/files/weights.onnx", "http://a.org/api/weights.onnx/content?download=1"):
+        name(source=url)
+        assert open_package(folder).onnx() == data
+    name(source="https://a.org/other.onnx")
+    with pytest.raises(PackageError, match=r"not in it: https://a\.org/other\.onnx(.|\n)*download the whole model"):
+        open_package(folder).onnx()
+    name(source="https://a.org/weights.onnx", sha256="0" * 64)
+    with pytest.raises(PackageError, match="is not what was exported"):
+        open_package(folder).onnx()
 
 
 def test_an_image_in_the_place_of_the_model_is_told_so(tmp_path: Path) -> None:

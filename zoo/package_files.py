@@ -1,0 +1,162 @@
+"""The files of a model package, read from a folder or out of a zip: nothing is extracted, no path leads outside."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import yaml
+
+from .errors import PackageError
+
+MAX_DESCRIPTION = 4 * 2**20
+MAX_FILE = 8 * 2**30
+DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
+"""What the description is called, the first that exists; `ANY.model.yaml` and the like where there is only one."""
+Found = TypeVar("Found")
+
+
+class PackageFiles:
+    """The files of a package: a folder, a zip (with one folder inside, or none), or a folder by its yaml file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.is_yaml = Path(path).suffix.lower() in (".yaml", ".yml") and Path(path).is_file()
+        self.is_zip = not self.is_yaml and Path(path).is_file()
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of a package that is no zip lie."""
+        return Path(self.path).parent if self.is_yaml else Path(self.path)
+
+    @cached_property
+    def description(self) -> str:
+        """The name of the description, e.g. `rdf.yaml`. Raises PackageError where there is none, or no saying which."""
+        if self.is_yaml:
+            return Path(self.path).name
+        names = self._names()
+        for name in DESCRIPTIONS:
+            if name in names:
+                return name
+        found = sorted(n for n in names if n.endswith(tuple(f".{d}" for d in DESCRIPTIONS)))
+        if len(found) > 1:
+            raise PackageError(
+                f"{self.path} has {len(found)} descriptions: {', '.join(found)}.",
+                mend=f"one of them: {self.folder / found[0]}",
+            )
+        if not found:
+            raise self._missing(DESCRIPTIONS[0])
+        return found[0]
+
+    def rdf(self) -> dict[str, Any]:
+        """The description as it stands. Raises PackageError where it is missing, too large, no YAML or no mapping."""
+        raw = self.read(self.description, limit=MAX_DESCRIPTION)
+        try:
+            rdf = yaml.load(raw, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+            raise PackageError(
+                f"{self.path}: {self.description} is not YAML.", where=" ".join(str(error).split())[:200]
+            ) from error
+        if not isinstance(rdf, dict):
+            raise PackageError(f"{self.path}: {self.description} is not a description of a model.")
+        return rdf
+
+    def read(self, name: str, sha256: str | None = None, limit: int = MAX_FILE) -> bytes:
+        """The bytes of a file. Raises PackageError if it is missing, too large, outside, or has another sha256.
+
+        A file that the description names by URL is taken from the package where one of that name lies in it.
+        """
+        if name.startswith(("http://", "https://")):
+            return self._read_downloaded(name, sha256, limit)
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
+            raise PackageError(
+                f"{self.path} refers to {name!r}, which does not lie in the package.", mend="get the package again"
+            )
+        data = self._read_zip(str(inside), limit) if self.is_zip else self._read_folder(str(inside), limit)
+        if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+            raise PackageError(
+                f"{self.path} is not what was exported: {name} has sha256 {found[:8]}..., "
+                f"{self.description} says {sha256[:8]}....",
+                mend="export again, or get the package again from where it came",
+            )
+        return data
+
+    def _read_downloaded(self, url: str, sha256: str | None, limit: int) -> bytes:
+        name = PurePosixPath(url.partition("?")[0].removesuffix("/content")).name
+        if name in self._names():
+            return self.read(name, sha256, limit)
+        raise PackageError(
+            f"{self.path} names a file that is not in it: {url}.",
+            mend="download the whole model: bioimageio package SOURCE MODEL.zip",
+        )
+
+    @cached_property
+    def _root(self) -> str:
+        """The one folder inside of a zip that holds everything, or nothing."""
+        names = [n for n in self._entries() if not n.startswith("__MACOSX/")]
+        tops = {n.partition("/")[0] for n in names}
+        inside = len(tops) == 1 and all("/" in n for n in names)
+        return f"{tops.pop()}/" if inside and _has_description(n.partition("/")[2] for n in names) else ""
+
+    def _names(self) -> set[str]:
+        """The files at the top of the package."""
+        if self.is_zip:
+            names = {n.removeprefix(self._root) for n in self._entries() if n.startswith(self._root)}
+            return {n for n in names if n and "/" not in n}
+        return {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
+
+    def _entries(self) -> list[str]:
+        return self._in_zip(zipfile.ZipFile.namelist)
+
+    def _read_zip(self, name: str, limit: int) -> bytes:
+        def read(archive: zipfile.ZipFile) -> bytes:
+            info = archive.getinfo(self._root + name)
+            if info.file_size > limit:
+                raise PackageError(f"{self.path}: {name} has {info.file_size:,} bytes, more than {limit:,}.")
+            return archive.read(info)
+
+        try:
+            return self._in_zip(read)
+        except KeyError:
+            raise self._missing(name) from None
+
+    def _in_zip(self, work: Callable[[zipfile.ZipFile], Found]) -> Found:
+        """Do something with the open archive. Raises PackageError for what is no whole zip, KeyError as it comes."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return work(archive)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+            if Path(self.path).suffix.lower() != ".zip":
+                raise PackageError(
+                    f"{self.path} is no model: a package is a .zip or a folder with rdf.yaml.",
+                    mend="the model comes first: voidzoo predict MODEL.zip IMAGE -o OUT.ome.zarr",
+                ) from error
+            raise PackageError(
+                f"{self.path} is not a whole zip file: {error}.", mend="copy or download it again"
+            ) from error
+
+    def _read_folder(self, name: str, limit: int) -> bytes:
+        root = self.folder.resolve()
+        file = (root / name).resolve()
+        if not file.is_relative_to(root):
+            raise PackageError(f"{self.path}: {name} is a link out of the package.", mend="get the package again")
+        if not file.is_file():
+            raise self._missing(name)
+        if file.stat().st_size > limit:
+            raise PackageError(f"{self.path}: {name} has {file.stat().st_size:,} bytes, more than {limit:,}.")
+        return file.read_bytes()
+
+    def _missing(self, name: str) -> PackageError:
+        return PackageError(
+            f"{self.path} has no {name}.", mend="a bioimage.io package is a zip or folder with rdf.yaml and weights"
+        )
+
+
+def _has_description(names: Iterable[str]) -> bool:
+    return any(n in DESCRIPTIONS or n.endswith(tuple(f".{d}" for d in DESCRIPTIONS)) for n in names if "/" not in n)
