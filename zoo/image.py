@@ -9,6 +9,7 @@ import numpy as np
 
 from .axes import Region, describe, permutation, region_slices
 from .errors import AxesError, DtypeError
+from .readers.cache import ChunkCache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +41,20 @@ class Source(Protocol):
     @property
     def chunks(self) -> tuple[int, ...]:
         """What is decoded at once (page, strip, tile, chunk), one size an axis."""
+        ...
+
+    @property
+    def cache(self) -> ChunkCache:
+        """Keeps decoded chunks that neighbouring regions share, and counts what was decoded."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able facts that tell the file from another or from its next version; empty for arrays in memory."""
+        ...
+
+    def with_cache(self, cache: ChunkCache) -> Source:
+        """The same pixels, read through another cache."""
         ...
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
@@ -86,6 +101,7 @@ class Image:
     source_axes: the same letters in the order of the file or array it came from.
     pixel_size: um and s. channels: names, one a channel, empty where the file has none.
     levels: the smaller versions of a pyramid (full resolution is this image itself).
+    path: of the file or folder, None for arrays in memory and for URLs (`identity` has the URL).
     """
 
     source: Source
@@ -149,6 +165,46 @@ class Image:
         Raises AxesError for a region outside the image, ImageError for pixels that cannot be decoded.
         """
         return self.source.read(region_slices(region, self.axes, self.shape))
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of uncompressed pixels that this process had to decode or read for all reads so far.
+
+        Whole strips, tiles, pages or chunks, also where a part was wanted, each as often as it was decoded; of what
+        lies in the file as it is, the region alone. Without what pads the last chunk beyond the image's border.
+        """
+        return self.source.cache.decoded
+
+    def with_cache(self, nbytes: int) -> Image:
+        """The same image, keeping at most `nbytes` of decoded chunks between reads, its count of `decoded` at 0.
+
+        To decode nothing twice, it must hold the chunks that blocks touch from one block to the next that shares them:
+        in raster order the chunks under one row of blocks. A chunk larger than `nbytes` is still kept alone; 0 keeps
+        none. Images that are pickled take `nbytes` along, and nothing that is kept.
+        """
+        return replace(self, source=self.source.with_cache(ChunkCache(nbytes)))
+
+    def close(self) -> None:
+        """Drop handles and decoded pixels; the next read opens the file again."""
+        for source in (self.source, *self.levels):
+            source.close()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this image from another or from its next version, JSON-able.
+
+        Name, axes, shape, dtype, pixel size (um, s), channels; of files `bytes` and `changed` (ns), of several files
+        also a hash; of URLs the `url` and the `sha256` of its metadata. Pixels are not looked at.
+        """
+        return {
+            "name": self.name,
+            "axes": self.axes,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "pixel_size": {a: v for a in "tzyx" if (v := self.pixel_size.get(a)) is not None},
+            "channels": list(self.channels),
+            **self.source.identity,
+        }
 
     def channel_names(self) -> tuple[str, ...]:
         """One name a channel; `channel 0`, ... where the file has none."""

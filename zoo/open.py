@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -17,12 +19,14 @@ from .axes import canonical, parse
 from .errors import AxesError, DtypeError, ImageError, nearest
 from .image import Image, PixelSize
 from .readers.arrays import open_array, open_npy, open_xarray
+from .readers.bioio import FORMATS, open_bioio
 from .readers.ome_zarr import is_zarr, open_zarr
 from .readers.stack import natural, open_stack, tiffs_in
 from .readers.tiff_open import is_tiff, open_tiff
+from .readers.zarr_node import is_url
 
 _NOT_READ = {
-    ".czi": "Zeiss", ".nd2": "Nikon", ".lif": "Leica", ".oib": "Olympus", ".oif": "Olympus", ".vsi": "Olympus",
+    ".oib": "Olympus", ".oif": "Olympus", ".vsi": "Olympus",
     ".ims": "Imaris",
     ".h5": "HDF5", ".hdf5": "HDF5", ".dv": "DeltaVision", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG",
 }  # fmt: skip
@@ -40,14 +44,16 @@ def open_image(
     """Anything that holds pixels -> Image, lazy; axes in `tczyx` order, um and s, dtype as stored (native byte order).
 
     source: a TIFF (OME, ImageJ, BigTIFF, pyramids), a folder or glob pattern of TIFFs, an OME-Zarr (or a group inside
-    one), a `.npy` file, a numpy or dask array, an xarray DataArray, or an Image.
+    one; also behind a URL: https://, s3://, gs://), a CZI, ND2 or LIF file, a `.npy` file, a numpy or dask array, an
+    xarray DataArray, or an Image.
     axes: the letters of the source's dimensions in its order, where it does not say them, or against what it says.
     pixel_size: um, by letter or in the order (z,) y, x; replaces what the source says.
     series: which image of a file that holds several. stack: the axis along which a folder's files go.
     level: of the pyramid, 0 is the full resolution.
 
     Raises AxesError for axes that are unknown or contradict, ImageError for a missing, cut or foreign file,
-    DtypeError for pixels that are no intensities, SizeError for an image without pixels.
+    DtypeError for pixels that are no intensities, SizeError for an image without pixels, DependencyError for a source
+    whose reader is not installed.
     """
     image = _open(source, axes, series, stack)
     if pixel_size is not None:
@@ -95,7 +101,10 @@ def _only_one(name: str, series: int | None, stack: str | None) -> None:
 
 
 def _open_path(text: str, axes: str | None, series: int | None, stack: str | None) -> Image:
-    if "://" in text:
+    if text.startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
+    elif is_url(text):
+        _only_one(text, None, stack)
         return open_zarr(text, axes=axes, series=series)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -109,7 +118,10 @@ def _open_path(text: str, axes: str | None, series: int | None, stack: str | Non
             raise _missing(path, pattern=pattern)
         return _open_files(sorted(map(Path, found), key=natural), path, axes=axes, series=series, stack=stack)
     try:
-        _only_one(path.name, None if is_tiff(path) else series, stack)
+        made = path.suffix.lower() in FORMATS
+        _only_one(path.name, None if made or is_tiff(path) else series, stack)
+        if made:
+            return open_bioio(path, axes=axes, series=series)
         if path.suffix.lower() == ".npy":
             return open_npy(path, axes=axes)
         if is_tiff(path):
@@ -155,7 +167,7 @@ def _foreign(path: Path) -> ImageError:
     with path.open("rb") as file:
         head = file.read(8)
     return ImageError(
-        f"{path.name} is a {maker} file; TIFF, OME-Zarr and .npy are read."
+        f"{path.name} is a file of {maker}; TIFF, OME-Zarr, CZI, ND2, LIF and .npy are read."
         if maker
         else f"{path.name} is no image that can be read: it begins with {head!r}.",
         str(path),

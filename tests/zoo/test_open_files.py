@@ -338,10 +338,10 @@ def test_missing_file(tmp_path, name, what):
 
 def test_foreign_format_names_the_way_out(tmp_path):
     """A format that is not read is named, with the way to convert it."""
-    (tmp_path / "a.czi").write_bytes(b"ZISRAWFILE")
+    (tmp_path / "a.ims").write_bytes(b"\x89HDF\r\n")
     with pytest.raises(ImageError) as caught:
-        open_image(tmp_path / "a.czi")
-    assert caught.value.what == "a.czi is a Zeiss file; TIFF, OME-Zarr and .npy are read."
+        open_image(tmp_path / "a.ims")
+    assert caught.value.what == "a.ims is a file of Imaris; TIFF, OME-Zarr, CZI, ND2, LIF and .npy are read."
     assert "Bio-Formats" in caught.value.mend
 
 

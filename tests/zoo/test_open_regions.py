@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from voidzoo.zoo.open import open_image
-from voidzoo.zoo.readers.tiff import SegmentCache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,21 +159,6 @@ def test_a_region_decodes_only_what_it_touches(files, monkeypatch):
     image.read({"z": slice(2, 3), "y": slice(20, 21), "x": slice(40, 41)})
     image.read({"z": slice(2, 3), "y": slice(21, 22), "x": slice(41, 42)})
     assert decoded == [3]  # second row, second column of 2 columns
-
-
-def test_the_cache_stays_below_its_limit():
-    """Decoded segments are dropped, oldest first, and one that is larger than all is still kept."""
-    cache = SegmentCache(limit=1000)
-    for i in range(20):
-        cache.put((0, i), np.zeros(300, np.uint8))
-        assert cache.nbytes <= 1000
-    assert cache.get((0, 0)) is None
-    assert cache.get((0, 19)) is not None
-    cache.put((1, 0), np.zeros(5000, np.uint8))
-    assert cache.get((1, 0)) is not None
-    assert cache.nbytes == 5000
-    cache.clear()
-    assert cache.nbytes == 0
 
 
 def sparse_tiff(path: Path, shape: tuple[int, int, int], *, imagej: bool) -> None:

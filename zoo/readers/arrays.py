@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DtypeError, ImageError
+from .cache import ChunkCache
 from .letters import shape_text
-from .ordered import Found, assemble, native
+from .ordered import Found, assemble, file_stamp, native
 from .units import micrometres, scaled, seconds
 
 if TYPE_CHECKING:
@@ -27,13 +30,33 @@ class HeldArray:
         self.shape = tuple(int(n) for n in array.shape)
         self.dtype = native(np.dtype(array.dtype))
         self.chunks = chunks
+        self.identity: dict[str, Any] = {}
+        self.cache = ChunkCache()
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
         """A copy of a region, native byte order: what reads may write to it."""
+        self.cache.count(self._computed(slices) * self.dtype.itemsize)
         return np.array(self.array[slices], dtype=self.dtype, copy=True)
+
+    def _computed(self, slices: tuple[slice, ...]) -> int:
+        """How many values a read computes: whole blocks of a dask array, of others those of the region."""
+        blocks = _dask_blocks(self.array)
+        if blocks is None:
+            return math.prod(s.stop - s.start for s in slices)
+        count = 1
+        for part, sizes in zip(slices, blocks, strict=True):
+            ends = list(itertools.accumulate(sizes))
+            count *= sum(n for n, end in zip(sizes, ends, strict=True) if end > part.start and end - n < part.stop)
+        return count
 
     def close(self) -> None:
         """Nothing to drop."""
+
+
+def _dask_blocks(array: Any) -> tuple[tuple[int, ...], ...] | None:
+    """The sizes of the blocks along each dimension of a dask array, or of an xarray Variable of one; else None."""
+    blocks = getattr(array, "chunks", None)
+    return blocks if isinstance(blocks, tuple) and blocks and isinstance(blocks[0], tuple) else None
 
 
 class NpyArray:
@@ -42,6 +65,8 @@ class NpyArray:
     def __init__(self, path: str) -> None:
         """Raises ImageError for a broken file, DtypeError for Python objects."""
         self.path = path
+        self.stamp = file_stamp(path)
+        self.cache = ChunkCache()
         pixels = self._map()
         self.shape = tuple(int(n) for n in pixels.shape)
         self.dtype = native(pixels.dtype)
@@ -60,7 +85,14 @@ class NpyArray:
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
         """A copy of a region, native byte order. Raises ImageError where the file is gone or cut."""
-        return np.array(self._map()[slices], dtype=self.dtype, copy=True)
+        pixels = np.array(self._map()[slices], dtype=self.dtype, copy=True)
+        self.cache.count(pixels.nbytes)
+        return pixels
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The file's size and time of change (ns) when it was opened."""
+        return {"bytes": self.stamp[0], "changed": self.stamp[1]}
 
     def close(self) -> None:
         """Nothing to drop."""
@@ -77,9 +109,9 @@ def open_npy(path: Path, *, axes: str | None) -> Image:
 
 def open_array(array: Any, *, axes: str | None, name: str = "array") -> Image:
     """The image of a numpy or dask array, not copied; more than two dimensions need `axes`."""
-    blocks = getattr(array, "chunks", None)
+    blocks = _dask_blocks(array)
     shape = tuple(int(n) for n in array.shape)
-    chunks = tuple(max(c) for c in blocks) if isinstance(blocks, tuple) and blocks else shape
+    chunks = tuple(max(c) for c in blocks) if blocks else shape
     held = HeldArray(array, chunks)
     return assemble(Found(name, None, "array", _unknown(shape), [held], where="arrays have no axes"), axes)
 

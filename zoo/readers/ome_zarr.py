@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,45 +13,15 @@ import numpy as np
 
 from ..axes import ORDER, describe
 from ..errors import AxesError, ImageError, VoidzooError
-from .ordered import FileArray, Found, assemble, native, undecodable
+from .ordered import FileArray, Found, assemble
 from .units import micrometres, scaled, seconds
+from .zarr_array import ZarrArray
+from .zarr_node import is_url, node_name, open_node
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..image import Image
 
 _MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
-
-
-class ZarrArray:
-    """One zarr array in its own order; opened again after unpickling."""
-
-    def __init__(self, path: str, array: Any) -> None:
-        """`array` is the zarr array at `path`, already open."""
-        self.path = path
-        self.shape = tuple(int(n) for n in array.shape)
-        self.dtype = native(np.dtype(array.dtype))
-        self.chunks = tuple(int(n) for n in array.chunks)
-        self._array: Any = array
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open store."""
-        return {**self.__dict__, "_array": None}
-
-    def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
-        """The pixels of a region, native byte order. Raises ImageError for a chunk that cannot be decoded."""
-        if self._array is None:
-            self._array = _open(self.path, "array")
-        try:
-            return np.asarray(self._array[slices]).astype(self.dtype, copy=False)
-        except Exception as error:  # stores and codecs each have their own exceptions
-            region = ", ".join(f"{s.start}:{s.stop}" for s in slices)
-            raise undecodable(Path(self.path).name, f"a chunk of [{region}]", error) from error
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._array = None
 
 
 def is_zarr(path: Path) -> bool:
@@ -68,19 +40,19 @@ def open_zarr(path: str, *, axes: str | None, series: int | None) -> Image:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ImageError(
-            f"{_name(path)} has metadata that cannot be followed.",
+            f"{node_name(path)} has metadata that cannot be followed.",
             f"{path}: {type(error).__name__}: {error}",
             "the store is damaged or no OME-Zarr: write it again",
         ) from error
 
 
 def _open_node(path: str, axes: str | None, series: int | None) -> Image:
-    node = _open(path, "node")
+    node = open_node(path, "node")
     if _is_array(node):
         return _open_level(path, node, axes)
     attrs = _ome(node)
     scales = attrs.get("multiscales")
-    name = _name(path)
+    name = node_name(path)
     if scales:
         index = series or 0
         if not 0 <= index < len(scales):
@@ -93,7 +65,7 @@ def _open_node(path: str, axes: str | None, series: int | None) -> Image:
         return assemble(_found(path, node, attrs, scales[index], notes), axes)
     if "bioformats2raw.layout" in attrs:
         return _open_bioformats2raw(path, node, axes, series)
-    children = _children(node) if "://" not in path else []
+    children = _children(node) if not is_url(path) else []
     if "plate" in attrs:
         wells = [w["path"] for w in attrs["plate"].get("wells", [])]
         raise ImageError(
@@ -114,30 +86,14 @@ def _children(group: Any) -> list[str]:
         return sorted(str(key) for key, _ in group.members())
 
 
-def _name(path: str) -> str:
-    """`store.ome.zarr/labels/nuclei` -> the part from the store on."""
-    parts = path.rstrip("/").replace("\\", "/").split("/")
-    roots = [i for i, part in enumerate(parts) if part.endswith(".zarr")]
-    return "/".join(parts[roots[-1] :]) if roots else parts[-1]
-
-
-def _open(path: str, what: str) -> Any:
-    """A zarr group or array, read only. Raises ImageError for what is neither."""
-    import zarr
-
-    try:
-        if what == "array":
-            return zarr.open_array(path, mode="r")  # from any thread: no warnings.catch_warnings, it is not safe there
-        with warnings.catch_warnings():
-            # consolidated metadata is not in the v3 specification yet; reading it is fine
-            warnings.filterwarnings("ignore", category=UserWarning)
-            return zarr.open(path, mode="r")
-    except Exception as error:
-        raise ImageError(
-            f"{_name(path)} is not a zarr store that can be read.",
-            f"{path}: {type(error).__name__}: {error}",
-            "check the path, or copy the folder again",
-        ) from error
+def _held(path: str, array: Any) -> ZarrArray:
+    """The array at `path` as a `FileArray`."""
+    if is_url(path):
+        text = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
+        return ZarrArray(path, array, {"url": path, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+    metadata = next((p for mark in ("zarr.json", ".zarray") if (p := Path(path) / mark).is_file()), Path(path))
+    status = metadata.stat()
+    return ZarrArray(path, array, {"bytes": status.st_size, "changed": status.st_mtime_ns})
 
 
 def _is_array(node: Any) -> bool:
@@ -152,7 +108,7 @@ def _ome(node: Any) -> Mapping[str, Any]:
 
 
 def _found(path: str, group: Any, attrs: Mapping[str, Any], scale: Mapping[str, Any], notes: Sequence[str]) -> Found:
-    name = _name(path)
+    name = node_name(path)
     try:
         keys = [str(d["path"]) for d in scale["datasets"]]
         arrays = [(key, group[key]) for key in keys]
@@ -162,7 +118,7 @@ def _found(path: str, group: Any, attrs: Mapping[str, Any], scale: Mapping[str, 
             path,
             "the store is damaged: copy it again",
         ) from error
-    levels: list[FileArray] = [ZarrArray(f"{path.rstrip('/')}/{key}", array) for key, array in arrays]
+    levels: list[FileArray] = [_held(f"{path.rstrip('/')}/{key}", array) for key, array in arrays]
     version = str(attrs.get("version") or scale.get("version") or "0.4")
     full = levels[0]
     dims, units = _axes(scale, version, len(full.shape), name)
@@ -181,7 +137,7 @@ def _found(path: str, group: Any, attrs: Mapping[str, Any], scale: Mapping[str, 
     ]
     return Found(
         name=name,
-        path=path,
+        path=None if is_url(path) else path,
         kind=f"OME-Zarr {version}",
         dims=dims,
         levels=levels,
@@ -243,23 +199,39 @@ def _technical(array: Any, levels: int) -> dict[str, Any]:
 def _open_level(path: str, array: Any, axes: str | None) -> Image:
     """An array: a level of the OME-Zarr around it, else a plain zarr array with its dimension names or the user's."""
     parent, _, key = path.rstrip("/").rpartition("/")
-    around = Path(parent)
-    if "://" not in path and is_zarr(around) and not (around / ".zarray").exists():
-        group = _open(parent, "node")
-        attrs = {} if _is_array(group) else _ome(group)
-        for scale in attrs.get("multiscales") or []:
-            for number, dataset in enumerate(scale.get("datasets", ())):
-                if str(dataset.get("path")) == key:
-                    only = {**scale, "datasets": [dataset]}
-                    found = _found(parent, group, attrs, only, [f"level {number} of {_name(parent)}"] if number else [])
-                    found.name, found.path = _name(path), path
-                    return assemble(found, axes)
+    group = _group_around(parent)
+    attrs = {} if group is None else _ome(group)
+    for scale in attrs.get("multiscales") or []:
+        for number, dataset in enumerate(scale.get("datasets", ())):
+            if str(dataset.get("path")) == key:
+                only = {**scale, "datasets": [dataset]}
+                notes = [f"level {number} of {node_name(parent)}"] if number else []
+                found = _found(parent, group, attrs, only, notes)
+                found.name, found.path = node_name(path), None if is_url(path) else path
+                return assemble(found, axes)
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
-    held = ZarrArray(path, array)
+    held = _held(path, array)
     dims = "".join(str(n).lower() if str(n).lower() in tuple(ORDER) else "?" for n in names)
     dims = dims if len(dims) == len(held.shape) else "?" * len(held.shape)
     where = "a zarr array outside of an OME-Zarr group has no axes"
-    return assemble(Found(_name(path), path, "zarr", dims, [held], metadata=_technical(array, 1), where=where), axes)
+    place = None if is_url(path) else path
+    return assemble(
+        Found(node_name(path), place, "zarr", dims, [held], metadata=_technical(array, 1), where=where), axes
+    )
+
+
+def _group_around(path: str) -> Any:
+    """The zarr group at `path`, None where there is none."""
+    if is_url(path):
+        try:
+            node = open_node(path, "node")
+        except ImageError:
+            return None
+    elif is_zarr(Path(path)) and not (Path(path) / ".zarray").exists():
+        node = open_node(path, "node")
+    else:
+        return None
+    return None if _is_array(node) else node
 
 
 def _open_bioformats2raw(path: str, group: Any, axes: str | None, series: int | None) -> Image:
@@ -270,19 +242,20 @@ def _open_bioformats2raw(path: str, group: Any, axes: str | None, series: int | 
     index = series or 0
     if not 0 <= index < count:
         raise ImageError(
-            f"{_name(path)} has no series {index}.", f"it holds {count}", f"--series 0 to {max(count - 1, 0)}"
+            f"{node_name(path)} has no series {index}.", f"it holds {count}", f"--series 0 to {max(count - 1, 0)}"
         )
     child = group[str(index)]
     attrs = _ome(child)
     if not attrs.get("multiscales"):
         raise ImageError(
-            f"{_name(path)}/{index} has no multiscales metadata.", path, "the store is damaged: convert it again"
+            f"{node_name(path)}/{index} has no multiscales metadata.", path, "the store is damaged: convert it again"
         )
     notes = []
     if series is None and count > 1:
         others = [f"{i}: {_text(group[str(i)])}" for i in range(1, min(count, 7))]
         notes.append(
-            f"{_name(path)} holds {count} series; this is series 0. Others: {'; '.join(others)}. --series N reads one."
+            f"{node_name(path)} holds {count} series; this is series 0. "
+            f"Others: {'; '.join(others)}. --series N reads one."
         )
     return assemble(_found(f"{path.rstrip('/')}/{index}", child, attrs, attrs["multiscales"][0], notes), axes)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..axes import ORDER, canonical, permutation
 from ..errors import ImageError, SizeError
 from ..image import Image, PixelSize
+from .cache import with_cache
 from .letters import name_dimensions, shape_text
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from .cache import ChunkCache
 
 
 class FileArray(Protocol):
@@ -33,6 +37,16 @@ class FileArray(Protocol):
     @property
     def chunks(self) -> tuple[int, ...]:
         """What is decoded at once."""
+        ...
+
+    @property
+    def cache(self) -> ChunkCache:
+        """Keeps decoded chunks and counts them; set anew by `cache.with_cache`."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able facts that tell the file from another or from its next version; empty for arrays in memory."""
         ...
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
@@ -78,6 +92,20 @@ class Ordered:
     def chunks(self) -> tuple[int, ...]:
         """What is decoded at once, in the order of `axes`."""
         return self._by_letter(self.array.chunks)
+
+    @property
+    def cache(self) -> ChunkCache:
+        """Keeps decoded chunks and counts them."""
+        return self.array.cache
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able facts that tell the file from another or from its next version."""
+        return self.array.identity
+
+    def with_cache(self, cache: ChunkCache) -> Ordered:
+        """The same pixels, read through `cache`."""
+        return Ordered(with_cache(self.array, cache), self.dims)
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
         """The pixels of a region in the order of `axes`, none dropped; raises ImageError for undecodable pixels."""
@@ -148,11 +176,23 @@ def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def undecodable(name: str, what: str, error: Exception) -> ImageError:
-    """The one error for pixels that cannot be decoded; `what` says which page and strip, tile or chunk."""
+def undecodable(name: str, what: str, error: Exception, place: str) -> ImageError:
+    """The one error for pixels that cannot be decoded; `what` says which page and strip, tile or chunk.
+
+    `place`: the path of the file or the URL.
+    """
     reason = " ".join(str(error).split()) or type(error).__name__
     return ImageError(
         f"{name}: {what} cannot be decoded.",
-        f"{type(error).__name__}: {reason[:200]}",
+        f"{place}, {what}: {type(error).__name__}: {reason[:200]}",
         "the file is damaged or cut: copy or export it again from where it came",
     )
+
+
+def file_stamp(path: str) -> tuple[int, int]:
+    """Size and time of the last change. Raises ImageError for a file that is gone."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise ImageError(f"{Path(path).name} is gone or cannot be read.", f"{path}: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import numpy as np
 
 from ..axes import ORDER, canonical, describe, parse
 from ..errors import AxesError, ImageError
+from .cache import ChunkCache
 from .tiff_open import ENDINGS, open_tiff
 
 if TYPE_CHECKING:
@@ -51,6 +54,26 @@ class Stacked:
     def chunks(self) -> tuple[int, ...]:
         """What is decoded at once; one file along the stack."""
         return self._insert(self.files[0].chunks, 1)
+
+    @property
+    def cache(self) -> ChunkCache:
+        """One for all files: keeps decoded chunks and counts them."""
+        return self.files[0].cache
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """How many files, their bytes, the latest change (ns), and a hash of what tells each of them."""
+        each = [file.identity for file in self.files]
+        return {
+            "files": len(each),
+            "bytes": sum(one["bytes"] for one in each),
+            "changed": max(one["changed"] for one in each),
+            "sha256": hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest(),
+        }
+
+    def with_cache(self, cache: ChunkCache) -> Stacked:
+        """The same pixels, read through `cache`."""
+        return Stacked(tuple(file.with_cache(cache) for file in self.files), self.letter)
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
         """The pixels of a region; only the files it touches are opened. Raises ImageError naming the file."""
@@ -105,7 +128,7 @@ def open_stack(paths: Sequence[Path], place: Path, *, axes: str | None, stack: s
             )
     return replace(
         first,
-        source=Stacked(tuple(image.source for image in images), letter),
+        source=Stacked(tuple(image.source for image in images), letter).with_cache(ChunkCache()),
         name=name,
         path=str(place.resolve()),
         pixel_size=replace(first.pixel_size, **{letter: None}) if letter in "tzyx" else first.pixel_size,

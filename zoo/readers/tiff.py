@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
-from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,54 +11,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..errors import ImageError
+from .cache import ChunkCache
 from .ordered import undecodable
-from .tiff_layout import Layout, Page, Run, reopened, segment_grid, segment_shape
+from .tiff_layout import Layout, Run, reopened
+from .tiff_page import JPEGS, Page, segment_grid, segment_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-CACHE_BYTES = 64 * 2**20
 _SLAB_BYTES = 16 * 2**20
-
-
-class SegmentCache:
-    """The last decoded strips and tiles, at most `limit` bytes; the very last one is kept whatever its size.
-
-    Two neighbouring regions that share a strip decode it once. Safe for threads.
-    """
-
-    def __init__(self, limit: int = CACHE_BYTES) -> None:
-        """An empty cache of `limit` bytes."""
-        self.limit = limit
-        self.nbytes = 0
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
-
-    def get(self, key: tuple[int, int]) -> NDArray[Any] | None:
-        """The decoded segment of (page, index), None where it is not kept."""
-        with self._lock:
-            if key not in self._kept:
-                return None
-            self._kept.move_to_end(key)
-            return self._kept[key]
-
-    def put(self, key: tuple[int, int], segment: NDArray[Any]) -> None:
-        """Keep a segment, drop the ones that were not asked for the longest."""
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = segment
-            self.nbytes += segment.nbytes
-            while self.nbytes > self.limit and len(self._kept) > 1:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        """Drop all."""
-        with self._lock:
-            self._kept.clear()
-            self.nbytes = 0
 
 
 class TiffArray:
@@ -78,17 +39,12 @@ class TiffArray:
         self.shape = layout.shape
         self.dtype = layout.dtype
         self.chunks = layout.chunks
+        self.cache = ChunkCache()
         self._layout: Layout | None = layout
-        self._cache = SegmentCache()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without layout and pixels: small, and parsed again where it arrives."""
-        return {**self.__dict__, "_layout": None, "_cache": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """With an empty cache."""
-        self.__dict__.update(state)
-        self._cache = SegmentCache()
+        return {**self.__dict__, "_layout": None}
 
     @property
     def layout(self) -> Layout:
@@ -97,9 +53,14 @@ class TiffArray:
             self._layout = reopened(self.path, self.series, self.stamp)[self.level]
         return self._layout
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Series, level, and the file's size and time of change (ns) when it was opened."""
+        return {"series": self.series, "level": self.level, "bytes": self.stamp[0], "changed": self.stamp[1]}
+
     def close(self) -> None:
         """Drop the decoded segments."""
-        self._cache.clear()
+        self.cache.clear()
 
     def read(self, slices: tuple[slice, ...]) -> NDArray[Any]:
         """The pixels of a region, all dimensions kept, native byte order. Raises ImageError naming page and strip."""
@@ -109,6 +70,7 @@ class TiffArray:
             return out
         if layout.run is not None:
             _copy_run(layout.run, layout.shape, slices, out)
+            self.cache.count(out.nbytes)
             return out
         lead, sizes = layout.lead, layout.shape[: layout.lead]
         with ExitStack() as stack:
@@ -130,9 +92,11 @@ class TiffArray:
         if page.raw:
             dtype = np.dtype(key.parent.byteorder + layout.dtype.char)
             _copy_run(Run(page.path, int(page.offsets[0]), dtype), key.shaped, inside, target)
+            self.cache.count(target.nbytes)
             return
         for index in _touched(key, inside):
-            segment, (plane, *corner, _) = self._segment(layout, page, index, files)
+            segment = self._segment(layout, page, index, files)
+            plane, *corner, _ = _corner(key, index)
             # the overlap of the segment with the region, in both their coordinates
             source: list[slice] = []
             place: list[int | slice] = [plane - inside[0].start]
@@ -142,39 +106,41 @@ class TiffArray:
                 place.append(slice(low - wanted.start, high - wanted.start))
             target[tuple(place)] = segment[(*source, inside[4])]
 
-    def _segment(
-        self, layout: Layout, page: Page, index: int, files: _Files
-    ) -> tuple[NDArray[Any], tuple[int, int, int, int, int]]:
-        """A decoded strip or tile (depth, rows, columns, samples) and its corner in the page."""
+    def _segment(self, layout: Layout, page: Page, index: int, files: _Files) -> NDArray[Any]:
+        """A decoded strip or tile (depth, rows, columns, samples) without what lies beyond the page's border."""
         key = page.keyframe
-        corner = _corner(key, index)
-        segment = self._cache.get((page.number, index))
-        if segment is not None:
-            return segment, corner
-        what = f"{'tile' if key.is_tiled else 'strip'} {index} of page {page.number}"
-        offset, count = int(page.offsets[index]), int(page.counts[index])
-        if count == 0 or offset == 0:
+        if page.counts[index] == 0 or page.offsets[index] == 0:
             size = np.minimum(segment_shape(key)[1:], key.shaped[1:])
-            return np.full(size, key.nodata, dtype=layout.dtype), corner  # sparse: never written
-        data = files.read(page.path, offset, count)
-        if len(data) != count:
-            raise ImageError(
-                f"{layout.name} is cut: {what} should have {count} bytes, {len(data)} are left.",
-                page.path,
-                "copy or export it again from where it came",
-            )
-        arguments = {}
-        if key.compression in (6, 7, 34892, 33007):  # JPEG shares its tables among segments
-            arguments = {"jpegtables": page.tables, "jpegheader": key.jpegheader}
-        try:
-            segment = key.decode(data, index, _fullsize=False, **arguments)[0]
-        except Exception as error:  # every codec has its own exceptions
-            raise undecodable(layout.name, what, error) from error
-        if segment is None:
-            raise undecodable(layout.name, what, ValueError("the codec returned nothing"))
-        segment = segment.astype(layout.dtype, copy=False)
-        self._cache.put((page.number, index), segment)
-        return segment, corner
+            return np.full(size, key.nodata, dtype=layout.dtype)  # sparse: never written
+        # several files of a stack share one cache
+        where = (self.path, self.series, self.level, page.number, index)
+        return self.cache.take(where, lambda: _decode(layout, page, index, files))
+
+
+def _decode(layout: Layout, page: Page, index: int, files: _Files) -> NDArray[Any]:
+    """Read and decode a strip or tile. Raises ImageError naming file, page and strip."""
+    key = page.keyframe
+    what = f"{'tile' if key.is_tiled else 'strip'} {index} of page {page.number}"
+    offset, count = int(page.offsets[index]), int(page.counts[index])
+    data = files.read(page.path, offset, count)
+    if len(data) != count:
+        raise ImageError(
+            f"{layout.name} is cut: {what} should have {count} bytes, {len(data)} are left.",
+            f"{page.path}, {what}",
+            "copy or export it again from where it came",
+        )
+    arguments = {}
+    if key.compression in JPEGS:
+        arguments = {"jpegtables": page.tables, "jpegheader": key.jpegheader}
+    try:
+        segment = key.decode(data, index, _fullsize=False, **arguments)[0]
+    except Exception as error:  # every codec has its own exceptions
+        raise undecodable(layout.name, what, error, page.path) from error
+    if segment is None:
+        raise undecodable(layout.name, what, ValueError("the codec returned nothing"), page.path)
+    # tiles at the border are padded beyond the page
+    inside = tuple(slice(0, n - at) for n, at in zip(key.shaped[1:4], _corner(key, index)[1:4], strict=True))
+    return np.ascontiguousarray(segment[inside], dtype=layout.dtype)
 
 
 class _Files:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tifffile
 
 from ..errors import ImageError, VoidzooError
+from .tiff_list import plain_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,10 @@ def opened(path: str) -> Iterator[tuple[Any, list[str]]]:
             raise broken(name, path, error, size) from error
         with tif:
             try:
-                if not len(tif.pages) or not tif.series:
+                plain = plain_series(tif) if _has_pages(tif) else None
+                if plain:
+                    tif.series = plain  # in place of the property that would parse every page
+                if not _has_pages(tif) or not tif.series:
                     raise ImageError(
                         f"{name} holds no image: {size} bytes, but the list of pages points outside of them.",
                         path,
@@ -76,6 +80,14 @@ def opened(path: str) -> Iterator[tuple[Any, list[str]]]:
         logger.removeHandler(messages)
 
 
+def _has_pages(tif: Any) -> bool:
+    """True for a list of pages that begins somewhere; its length is not asked for: that would walk all of it."""
+    try:
+        return tif.pages.first is not None
+    except IndexError:
+        return False
+
+
 def broken(name: str, path: str, error: Exception, size: int) -> ImageError:
     """The error for a TIFF whose structure cannot be followed."""
     return ImageError(
@@ -83,12 +95,3 @@ def broken(name: str, path: str, error: Exception, size: int) -> ImageError:
         f"{path}: {type(error).__name__}: {error}",
         "the file is damaged or cut: copy or export it again from where it came",
     )
-
-
-def file_stamp(path: str) -> tuple[int, int]:
-    """Size and time of the last change. Raises ImageError for a file that is gone."""
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise ImageError(f"{Path(path).name} is gone or cannot be read.", f"{path}: {error.strerror}") from error
-    return status.st_size, status.st_mtime_ns

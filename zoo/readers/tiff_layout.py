@@ -14,32 +14,16 @@ import numpy as np
 import tifffile
 
 from ..errors import DtypeError, ImageError
-from .ordered import native
-from .tiff_file import file_stamp, opened
+from .ordered import file_stamp, native
+from .tiff_file import opened
+from .tiff_list import PlainSeries
+from .tiff_page import JPEGS, Page, check_end, check_page, make_page, prepare, segment_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
 
 _MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page: the offset and byte count of each of its strips or tiles. `keyframe` knows how to decode them."""
-
-    path: str
-    number: int
-    keyframe: Any
-    offsets: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    tables: bytes | None
-
-    @property
-    def raw(self) -> bool:
-        """The pixels lie in the file as they are: no compression, no bit packing, one run of bytes."""
-        return bool(self.keyframe.is_final)
 
 
 class Run(NamedTuple):
@@ -55,6 +39,7 @@ class Layout:
     """A series or pyramid level. `shape` and `letters` (tifffile's) have all dimensions, also those of size 1.
 
     The first `lead` dimensions number the pages. A series that is one run of bytes has a `run`.
+    missing: pages that the metadata promises and the file does not have; they read as zeros.
     """
 
     name: str
@@ -62,18 +47,14 @@ class Layout:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     lead: int
-    pages: tuple[Page | None, ...]
+    pages: Sequence[Page | None]
     run: Run | None
+    missing: int = 0
 
     @property
     def first(self) -> Page:
         """A page that exists."""
         return next(page for page in self.pages if page is not None)
-
-    @property
-    def missing(self) -> int:
-        """Pages that the metadata promises and the file does not have; they read as zeros."""
-        return sum(page is None for page in self.pages)
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -96,34 +77,21 @@ def _rows(shape: Sequence[int], dtype: np.dtype[Any], letters: str) -> tuple[int
     return tuple(min(n, size.get(letter, 1)) for n, letter in zip(shape, letters, strict=True))
 
 
-def segment_shape(keyframe: Any) -> tuple[int, int, int, int, int]:
-    """The size of a strip or tile along (separate samples, depth, rows, columns, contiguous samples)."""
-    samples = int(keyframe.shaped[4])
-    if keyframe.is_tiled:
-        return 1, int(keyframe.tiledepth), int(keyframe.tilelength), int(keyframe.tilewidth), samples
-    return 1, 1, min(int(keyframe.rowsperstrip), int(keyframe.imagelength)), int(keyframe.imagewidth), samples
-
-
-def segment_grid(keyframe: Any) -> tuple[int, int, int, int]:
-    """How many strips or tiles a page has along (separate samples, depth, rows, columns)."""
-    planes, depth, length, width, _ = keyframe.shaped
-    _, d, h, w, _ = segment_shape(keyframe)
-    return int(planes), math.ceil(depth / d), math.ceil(length / h), math.ceil(width / w)
-
-
 def layouts(tif: Any, index: int, path: str) -> tuple[Layout, ...]:
     """Series `index` and the smaller levels of its pyramid. Raises ImageError for what is cut or cannot be decoded."""
     name = Path(path).name
     found = []
     for level in tif.series[index].levels:
-        layout = _layout(level, name)
+        lazy = isinstance(level, PlainSeries)
+        layout = _layout(level, name, lazy)
         _check_codec(layout)
-        _check_extent(layout)
+        if not lazy:  # that was done page by page
+            _check_extent(layout)
         found.append(layout)
     return tuple(found)
 
 
-def _layout(series: Any, name: str) -> Layout:
+def _layout(series: Any, name: str, lazy: bool) -> Layout:
     """The layout of one tifffile series; raises ImageError for one that is stored in no regular way."""
     shape, letters, keyframe = tuple(map(int, series.get_shape(False))), series.get_axes(False), series.keyframe
     if keyframe.dtype is None:
@@ -145,24 +113,23 @@ def _layout(series: Any, name: str) -> Layout:
         run = Run(str(keyframe.parent.filehandle.path), int(series.dataoffset), stored)
         return Layout(name, letters, shape, native(series.dtype), len(shape), (_page(keyframe, 0),), run)
     inner = [n for n in shape[lead:] if n > 1] if lead >= 0 else []
-    pages = tuple(None if page is None else _page(page, i) for i, page in enumerate(series))
+    pages = series.pages if lazy else tuple(None if page is None else _page(page, i) for i, page in enumerate(series))
     if lead < 0 or inner != [n for n in keyframe.shaped if n > 1] or len(pages) != math.prod(shape[:lead]):
         raise ImageError(
             f"{name} promises {' x '.join(map(str, shape))} pixels ({letters}), but has {len(pages)} pages of "
             f"{' x '.join(map(str, keyframe.shape))}.",
             mend="the file is cut or mislabelled: export it again as OME-TIFF",
         )
-    return Layout(name, letters, shape, native(series.dtype), lead, pages, None)
+    missing = 0 if lazy else sum(page is None for page in pages)
+    return Layout(name, letters, shape, native(series.dtype), lead, pages, None, missing)
 
 
 def _page(page: Any, number: int) -> Page:
     keyframe = page.keyframe
-    offsets = np.asarray(page.dataoffsets, dtype=np.int64)
-    counts = np.asarray(page.databytecounts, dtype=np.int64)
-    tables = page.jpegtables if keyframe.compression in (6, 7, 34892, 33007) else None
-    if not keyframe.is_final:
-        keyframe.init_decode()  # while the file is open: it may look at tags
-    return Page(str(page.parent.filehandle.path), number, keyframe, offsets, counts, tables)
+    prepare(keyframe)
+    tables = page.jpegtables if keyframe.compression in JPEGS else None
+    path = str(page.parent.filehandle.path)
+    return make_page(path, number, keyframe, page.dataoffsets, page.databytecounts, tables)
 
 
 def _check_codec(layout: Layout) -> None:
@@ -185,36 +152,14 @@ def _check_extent(layout: Layout) -> None:
     """Raise ImageError where strips or tiles lie beyond the end of the file."""
     if layout.run is not None:
         run = layout.run
-        _check_end(run.path, run.offset + math.prod(layout.shape) * run.dtype.itemsize, "its pixels")
+        check_end(run.path, run.offset + math.prod(layout.shape) * run.dtype.itemsize, "its pixels")
         return
+    sizes: dict[str, int] = {}
     for page in layout.pages:
-        if page is None:
-            continue
-        needed = math.prod(segment_grid(page.keyframe))
-        lacking = not page.raw and min(len(page.offsets), len(page.counts)) < needed
-        if lacking or (page.offsets < 0).any() or (page.counts < 0).any():
-            raise ImageError(
-                f"{layout.name}: page {page.number} needs {needed} strips or tiles, it lists {len(page.offsets)}.",
-                page.path,
-                "the file is damaged: export it again from where it came",
-            )
-        if page.raw:
-            end, part = int(page.offsets[0]) + page.keyframe.nbytes, "pixels"
-        else:
-            ends = page.offsets + page.counts
-            worst = int(np.argmax(ends))
-            end, part = int(ends[worst]), f"{'tile' if page.keyframe.is_tiled else 'strip'} {worst}"
-        _check_end(page.path, end, f"{part} of page {page.number}")
-
-
-def _check_end(path: str, end: int, part: str) -> None:
-    size = Path(path).stat().st_size
-    if end > size:
-        raise ImageError(
-            f"{Path(path).name} is cut: {part} should end at byte {end}, the file has {size}.",
-            path,
-            "copy or export it again from where it came",
-        )
+        if page is not None:
+            if page.path not in sizes:
+                sizes[page.path] = Path(page.path).stat().st_size
+            check_page(page, sizes[page.path])
 
 
 _parsed: OrderedDict[tuple[str, int, int, int], tuple[Layout, ...]] = OrderedDict()

@@ -10,10 +10,11 @@ from ..axes import describe
 from ..errors import ImageError
 from . import tiff_metadata as meta
 from .letters import shape_text
-from .ordered import Found, assemble
+from .ordered import Found, assemble, file_stamp
 from .tiff import TiffArray
-from .tiff_file import file_stamp, opened
+from .tiff_file import opened
 from .tiff_layout import Layout, layouts
+from .tiff_list import PlainSeries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +137,8 @@ def _refuse_cut(name: str, path: str, tif: Any, series: Any) -> None:
 
 def _list_is_broken(tif: Any, series: Any) -> bool:
     """True where the last readable page names a next one: tifffile stops there, and only logs it."""
+    if isinstance(series, PlainSeries):
+        return series.broken
     offsets = {page.offset for page in series if page is not None} | {tif.pages.first.offset}
     file, form = tif.filehandle, tif.tiff
     if min(offsets) <= 0 or form.is_ndpi:
