@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,8 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
         "weights.onnx": onnx,
     }
     shape = (1, len(channels), *(r.minimum for r in rules.values()))
-    facts = {"opset": read_back(onnx)["opset"], "working_bytes": round(working_bytes(onnx, shape), 1)}
+    working = round(working_bytes(onnx, [shape], prod(shape[2:])), 1)
+    facts = {"opset": read_back(onnx)["opset"], "working_bytes": working}
     rdf = describe(run, about, rules, channels, files, facts)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, content in {"rdf.yaml": rdf.encode(), **files}.items():

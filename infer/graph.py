@@ -10,23 +10,29 @@ IN_PLACE = {"Relu", "LeakyRelu", "Sigmoid", "BatchNormalization", "Clip", "Ident
 """Steps that onnxruntime fuses into the one before, or runs in the same memory."""
 
 
-def working_bytes(weights: bytes, shape: Sequence[int]) -> float:
-    """Bytes per input voxel (of one batch and channel) that tensors take at the worst moment of a run.
+def working_bytes(weights: bytes, shapes: Sequence[Sequence[int]], voxels: int) -> float:
+    """Bytes per voxel that tensors take at the worst moment of a run over `voxels` voxels of the main input.
 
-    shape: (b, c, [z], y, x) of the input. Nodes run in the order of the file, a tensor is freed after its last use.
-    onnxruntime's arena and its blocked layouts come on top (`plan.ARENA`).
+    shapes: one an input, in the axes of the graph. Nodes run in the order of the file, a tensor is freed after its last
+    use. onnxruntime's arena and its blocked layouts come on top (`planning.ARENA`). 0 where the sizes of the tensors
+    cannot be told before the run.
     """
     import onnx
 
     model = onnx.load_from_string(weights)
     graph = model.graph
-    for dim, size in zip(graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
+    stored = {i.name for i in graph.initializer}
+    for value, shape in zip((i for i in graph.input if i.name not in stored), shapes, strict=False):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=False):
+            dim.dim_value = size
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        return 0.0
     sizes = {v.name: _bytes(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
-    return _peak(inferred, sizes) / (prod(shape) / shape[1])
+    return _peak(inferred, sizes) / voxels
 
 
 def _bytes(value: Any) -> int:

@@ -3,6 +3,9 @@
 The one rule at the border: the network sees the whole image once, extended at the END of each axis to a legal size.
 Tiles start on the model's grid (multiples of `step`), end where the extended image ends, and keep only their cores,
 which lie at least `halo` away from every cut. Then the tiled result is that of the whole image.
+
+A network that returns less than it reads (convolutions without padding) takes `lead` mirrored pixels at both ends, so
+that its result covers the image. What is read is counted from there: position 0 lies `lead` pixels before the image.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Span:
-    """The half-open interval start:stop along one axis, in pixels of the extended image."""
+    """The half-open interval start:stop along one axis, in pixels."""
 
     start: int
     stop: int
@@ -26,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """What one run reads and what it keeps of the result, along one axis; `keep` lies within `read`."""
+    """What one run reads (counted from `lead` pixels before the image) and what it keeps (in pixels of the image)."""
 
     read: Span
     keep: Span
@@ -41,46 +44,58 @@ def round_up(value: int, step: int) -> int:
 class Axis:
     """One axis of an image as a model sees it.
 
-    size: of the image. step: the divisor of legal sizes. minimum: the smallest legal size. halo: pixels that a cut
-    spoils (for a network that sees no further than its halo, none else).
+    size: of the image. Legal sizes of a run are `minimum + n * step`, or `minimum` alone where `fixed`; step is also
+    the grid on which runs start. halo: pixels that a cut spoils (for a network that sees no further than its halo, none
+    else). lead: pixels that the network takes off at either end.
     """
 
     size: int
     step: int = 1
     minimum: int = 1
     halo: int = 0
+    lead: int = 0
+    fixed: bool = False
+
+    def legal(self, size: int) -> int:
+        """The smallest legal size that is at least `size` (of a fixed axis: for all its runs together)."""
+        return self.minimum + round_up(max(0, size - self.minimum), self.step)
 
     @property
     def extended(self) -> int:
-        """The size that the network runs on: the image, extended at its end to a legal size."""
-        return round_up(max(self.size, self.minimum), self.step)
+        """The size that the network runs on: the image and both leads, extended at the end to a legal size."""
+        return self.legal(self.size + 2 * self.lead)
+
+    @property
+    def spoilt(self) -> int:
+        """How far from a cut (of what is read) the result cannot be kept."""
+        return self.halo + self.lead
 
     @property
     def margin(self) -> int:
-        """The halo, rounded up so that a tile that starts that much earlier is still on the grid."""
-        return round_up(self.halo, self.step)
+        """The same before a run, rounded up so that a run that starts that much earlier is still on the grid."""
+        return round_up(self.spoilt, self.step)
 
     @property
     def smallest_tile(self) -> int:
         """The smallest tile that keeps anything when the axis is cut."""
-        return max(round_up(self.minimum, self.step), 2 * self.margin + self.step)
+        return self.minimum if self.fixed else self.legal(max(self.minimum, 2 * self.margin + self.step))
 
     def read_for(self, keep: Span) -> Span:
-        """What must be read to get `keep` right: with the halo, within the extended image, at least the minimum."""
-        start = max(0, keep.start // self.step * self.step - self.margin)
-        stop = (
-            self.extended
-            if keep.stop >= self.size
-            else min(self.extended, round_up(keep.stop, self.step) + self.margin)
-        )
-        short = round_up(self.minimum, self.step) - (stop - start)
-        if short > 0:
-            start = max(0, start - short)
-            stop = min(self.extended, start + round_up(self.minimum, self.step))
-        if stop > self.size and start > 0:
+        """What must be read to get `keep` right: with the halo, within the extended image, of a legal size."""
+        first, last = keep.start + self.lead, keep.stop + self.lead
+        start = max(0, first // self.step * self.step - self.margin)
+        if keep.stop >= self.size:
+            stop = self.extended
+        else:
+            mirrored = 2 * self.lead if start == 0 else 0  # the lead mirrors the first pixels: they must be read too
+            needed = round_up(last, self.step) + self.spoilt  # halos are counted from pixels on the grid
+            stop = min(self.extended, start + self.legal(max(needed, mirrored) - start))
+        start = max(0, min(start, (stop - self.minimum) // self.step * self.step))
+        end = self.size + self.lead
+        if stop > end and start > 0:
             # the extension mirrors the last pixels: they must be part of what is read
-            start = max(0, min(start, (2 * self.size - stop) // self.step * self.step))
-        return Span(start, stop)
+            start = max(0, min(start, (2 * end - stop) // self.step * self.step))
+        return Span(start, start + self.legal(stop - start))
 
     def tiles(self, block: Span, tile: int) -> list[Tile]:
         """Cover `block` (in pixels of the image) with tiles of at most `tile` pixels, as few and as equal as can be.
@@ -91,19 +106,31 @@ class Axis:
         region = self.read_for(block)
         if region.size <= tile:
             return [Tile(region, block)]
-        inner = region.size - 2 * self.margin  # what the halos inside of the region leave to be kept
-        count = -(-inner // (tile // self.step * self.step - 2 * self.margin))
-        tile = max(round_up(-(-inner // count) + 2 * self.margin, self.step), self.smallest_tile)
-        stride = tile - 2 * self.margin
-        starts = [min(region.start + i * stride, region.stop - tile) for i in range(-(-inner // stride))]
-        cuts = [block.start, *(min(max(s + self.margin, block.start), block.stop) for s in starts[1:]), block.stop]
+        tile = self.minimum + (tile - self.minimum) // self.step * self.step
+        count = 1 - (region.size - tile) // -self.stride(tile)
+        if not self.fixed:
+            tile = self._equal(region.size, count, tile)
+        starts = [min(region.start + i * self.stride(tile), region.stop - tile) for i in range(count)]
+        cuts = [self.margin - self.lead + s for s in starts[1:]]
+        cuts = [block.start, *(min(max(c, block.start), block.stop) for c in cuts), block.stop]
         return [
             Tile(Span(start, start + tile), Span(*keep))
             for start, keep in zip(starts, pairwise(cuts), strict=True)
             if keep[0] < keep[1]
         ]
 
+    def stride(self, tile: int) -> int:
+        """How far apart tiles of this size may start: on the grid, and no core missing between them."""
+        return (tile - self.margin - self.spoilt) // self.step * self.step
 
-def blocks(size: int, block: int) -> list[Span]:
-    """Cut 0:size into spans of `block` pixels; the last one may be shorter."""
-    return [Span(start, min(start + block, size)) for start in range(0, size, block)]
+    def _equal(self, region: int, count: int, most: int) -> int:
+        """The smallest legal tile with which `count` tiles still cover a region."""
+        tile = self.legal(max(-(-(region + (count - 1) * (self.margin + self.spoilt)) // count), self.smallest_tile))
+        while tile < most and tile + (count - 1) * self.stride(tile) < region:
+            tile += self.step
+        return min(tile, most)
+
+
+def blocks(size: int, block: int, start: int = 0) -> list[Span]:
+    """Cut start:size into spans of `block` pixels; the last one may be shorter."""
+    return [Span(at, min(at + block, size)) for at in range(start, size, block)]

@@ -22,8 +22,8 @@ MANY_BLOCKS = 64
 
 
 def chunk_shape(axes: Sequence[str], model: Mapping[str, Axis], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The chunks of the output: 512 x 512 in a plane; 32 x 256 x 256 for a network that reads volumes."""
-    side = {"z": 32, "y": 256, "x": 256} if "z" in model else {"y": 512, "x": 512}
+    """The chunks of the output: 512 x 512 in a plane; 32 x 128 x 128 for a network that reads volumes."""
+    side = {"t": 8, "z": 32, "y": 128, "x": 128} if len(model) > 2 else {"y": 512, "x": 512}
     chunk = dict.fromkeys(axes, 1)
     for letter, axis in model.items():
         wanted = max(axis.step, side[letter] // axis.step * axis.step)
@@ -125,8 +125,10 @@ def _tile_sizes(axis: Axis, block: int) -> list[int]:
     found = [region]
     if axis.smallest_tile >= region:
         return found
+    if axis.fixed:
+        return [axis.minimum]
     for parts in range(2, 200):
-        tile = round_up(ceil((region - 2 * axis.margin) / parts) + 2 * axis.margin, axis.step)
+        tile = axis.legal(ceil((region - 2 * axis.margin) / parts) + 2 * axis.margin)
         if tile <= axis.smallest_tile:
             break
         if tile < found[-1]:
@@ -150,15 +152,50 @@ def tiled_length(axis: Axis, block: int, tile: int) -> int:
 
 def legal_tile(axis: Axis, letter: str, wanted: int) -> int:
     """Check a user's tile size. Raises SizeError that names the nearest legal sizes."""
-    if wanted >= axis.extended:
+    smallest = min(axis.smallest_tile, axis.extended)
+    if wanted >= axis.extended and not axis.fixed:
         return axis.extended
-    smallest = axis.smallest_tile
-    if wanted % axis.step == 0 and wanted >= smallest:
+    if wanted >= smallest and wanted == (smallest if axis.fixed else axis.legal(wanted)):
         return wanted
-    below, above = wanted // axis.step * axis.step, round_up(wanted, axis.step)
-    legal = [str(v) for v in sorted({max(below, smallest), max(above, smallest)})]
+    below = axis.minimum + (wanted - axis.minimum) // axis.step * axis.step
+    legal = [smallest] if axis.fixed else sorted({max(below, smallest), max(axis.legal(wanted), smallest)})
     raise SizeError(
-        f"tile {wanted} along {letter} does not suit this model: sides must be multiples of {axis.step} "
+        f"tile {wanted} along {letter} does not suit this model: sides must be {_sides(axis)} "
         f"and leave room for a halo of {axis.halo}.",
-        mend=" or ".join(legal),
+        mend=" or ".join(str(n) for n in legal),
     )
+
+
+def _sides(axis: Axis) -> str:
+    if axis.fixed:
+        return f"{axis.minimum}"
+    odd = axis.minimum % axis.step
+    return f"multiples of {axis.step}" + (f" plus {odd}" if odd else "")
+
+
+def cache_pixels(
+    sizes: Mapping[str, int],
+    chunk: Mapping[str, int],
+    block: Mapping[str, int],
+    halo: Mapping[str, int],
+    lanes: int,
+) -> int:
+    """Pixels that must be kept of an image's decoded chunks so that none is decoded twice, in raster order of blocks.
+
+    sizes, chunk: of the image, its outermost axis first. block, halo: of the plan; an axis without a block is read
+    whole. lanes: blocks in flight, which may be a row apart. 0 where no two blocks share a chunk.
+    """
+    letters = list(sizes)
+    touched = {}  # by a block, in whole chunks
+    for a in letters:
+        span = min(sizes[a], block.get(a, sizes[a]) + 2 * halo.get(a, 0))
+        aligned = span % chunk[a] == 0 and not halo.get(a)
+        touched[a] = min(sizes[a], round_up(span, chunk[a]) + (0 if aligned or span == sizes[a] else chunk[a]))
+    needed = 0
+    for i, a in enumerate(letters):
+        step = block.get(a, sizes[a])
+        if step >= sizes[a] or (step % chunk[a] == 0 and not halo.get(a)):
+            continue
+        # until the next block along this axis comes, all the others inside of it are read
+        needed = max(needed, prod(touched[b] for b in letters[: i + 1]) * prod(sizes[b] for b in letters[i + 1 :]))
+    return needed + min(needed, lanes * prod(touched.values()))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import platform
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import OutputError, ResourceError
-from .store import sync_file, sync_folder
+from .durable import sync_file, sync_folder
+from .ledger import boot
+from .plan import raw_targets
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -22,7 +29,13 @@ ENDINGS = {
     ".tif": "tiff",
     ".tiff": "tiff",
 }
-PLAN, LEDGER = "plan.json", "ledger.jsonl"
+PLAN, LEDGER, RAW_LEDGER, RESTORE_LEDGER = "plan.json", "ledger.jsonl", "raw.jsonl", "restore.jsonl"
+IMAGE_STATISTICS, RAW_STATISTICS = "statistics.npz", "results.npz"
+LOCK = "lock.json"
+_DONE = (LEDGER, RAW_LEDGER, RESTORE_LEDGER, IMAGE_STATISTICS, RAW_STATISTICS)
+"""What says that something need not be done again: it goes before what it speaks of."""
+PATIENCE = 2.0
+"""Seconds until a lock without a name counts as that of a process that died before it could write it."""
 
 
 class Place:
@@ -50,24 +63,53 @@ class Place:
 
     def begun(self) -> dict[str, Any] | None:
         """The plan of a result that is begun in OUT.part. Raises OutputError when OUT.part is something else."""
-        if (self.part / PLAN).is_file():
-            return json.loads((self.part / PLAN).read_text())
-        if self.part.exists():
-            found = {p.name for p in self.part.iterdir()} if self.part.is_dir() else {""}
-            if found - {PLAN + ".tmp"}:  # that one alone is left by a kill before anything was begun
-                raise OutputError(
-                    f"{self.part} exists and was not made by voidzoo.", mend="another -o, or move it away"
-                )
+        with contextlib.suppress(FileNotFoundError):  # another process may just be finishing
+            if (self.part / PLAN).is_file():
+                return json.loads((self.part / PLAN).read_text())
+            if self.part.exists():
+                found = {p.name for p in self.part.iterdir()} if self.part.is_dir() else {""}
+                if found - {PLAN + ".tmp", LOCK}:  # these alone are left by a kill before anything was begun
+                    raise _not_ours(self.part)
         return None
 
     def finished(self) -> dict[str, Any] | None:
         """The plan of a finished result. Raises OutputError when OUT is something else."""
         if not self.out.exists():
             return None
-        plan = _plan_of_zarr(self.out) if self.out.is_dir() else _plan_of_tiff(self.out)
+        plan = (_provenance(self.out) or {}).get("plan")
         if plan is None:
             raise _not_ours(self.out)
-        return plan
+        return dict(plan)
+
+    def is_done(self, plan: Plan) -> bool:
+        """Whether the result of this plan is complete, and nothing is left of its making."""
+        return not self.part.exists() and self.out.exists() and (self.finished() or {}).get("identity") == plan.identity
+
+    def version_for(self, version: str, overwrite: bool) -> str:
+        """The version of OME-Zarr for what is made here: a TIFF's staging copy goes on as it was begun.
+
+        Raises OutputError for a result of another version.
+        """
+        staged = _version(self.staged)
+        if self.format == "tiff":
+            return staged or version
+        if not overwrite and (found := staged or _version(self.out)) not in (None, version):
+            raise OutputError(f"{self.out} was begun as OME-Zarr {found}, not {version}.",
+                              mend=f"--ome-zarr {found}, another -o, or --overwrite")  # fmt: skip
+        return version
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Remove ledgers and statistics that are true no more."""
+        there = [path for name in names if (path := self.part / name).exists()]
+        for path in there:
+            path.unlink()
+        if there:
+            sync_folder(self.part)
+
+    def holes(self) -> tuple[str, ...]:
+        """The blocks of a finished result that failed and hold 0."""
+        found = _provenance(self.out) or {}
+        return tuple(found.get("holes") or found.get("happened", {}).get("holes", ()))
 
     def check(self, plan: Plan, overwrite: bool = False) -> bool:
         """Whether the result is complete already. Raises OutputError, ResourceError: taken, another plan, disk full."""
@@ -80,10 +122,9 @@ class Place:
             raise OutputError(
                 f"{self.out} was begun with another plan.",
                 where=_difference(stored, plan.to_json()),
-                mend="continue it with the first, choose another -o, or --overwrite",
+                mend=_touch(stored, plan) or "continue it with the first, choose another -o, or --overwrite",
             )
         if not overwrite and finished is not None and finished.get("identity") == plan.identity:
-            _remove(self.part)  # left by a kill between the move to OUT and the clean-up
             return True
         self._check_disk(plan)
         return False
@@ -95,8 +136,7 @@ class Place:
             folder = folder.parent
         free = shutil.disk_usage(folder).free
         needed = self.disk(plan)
-        already = _size(self.part)
-        if needed - already > free:
+        if needed > free and needed - _size(self.part) > free:
             smaller = " (half of it)" if plan.dtype.endswith("32") else ""
             raise ResourceError(
                 f"the result needs up to {needed / 1e9:.3g} GB; {folder} has {free / 1e9:.3g} GB free.",
@@ -105,20 +145,28 @@ class Place:
 
     def disk(self, plan: Plan) -> int:
         """Bytes that the result takes at the worst moment, uncompressed: with its staging copy for a TIFF."""
-        return plan.disk * (2 if self.format == "tiff" else 1)
+        raw = 4 * prod(plan.out_shape) * len(plan.targets) if plan.original is not None else 0
+        if plan.staged:  # what the network returned lies there too, until its statistics are known
+            raw += sum(prod(plan.shape_of(t)) * 4 for t in raw_targets(plan))
+        return raw + plan.disk * (2 if self.format == "tiff" else 1)
 
-    def begin(self, plan: Plan) -> bool:
+    def begin(self, plan: Plan, version: str) -> bool:
         """Make OUT.part with the plan in it, so that the same command continues. -> whether it was there already.
 
-        A part of another plan is taken away: `check` has refused it unless it is to be overwritten.
+        A part of another plan or version is taken away: `check` has refused it unless it is to be overwritten.
         """
         begun = self.begun()
-        if begun is not None and begun.get("identity") == plan.identity:
-            if not self.staged.exists():
-                (self.part / LEDGER).unlink(missing_ok=True)  # what it counts as done is not there
+        same = begun is not None and begun.get("identity") == plan.identity
+        if same and _version(self.staged) in (None, version):
+            # a ledger whose array is gone counts for nothing
+            scaled = self.part / "scaled.zarr" if plan.original is not None else self.staged
+            places = {LEDGER: scaled, RAW_LEDGER: self.part / "raw.zarr", RESTORE_LEDGER: self.staged}
+            for ledger, array in places.items():
+                if not array.exists():
+                    (self.part / ledger).unlink(missing_ok=True)
             return self.staged.exists()
-        _remove(self.part)
-        self.part.mkdir(parents=True)
+        self.clear()
+        self.part.mkdir(parents=True, exist_ok=True)
         temporary = self.part / (PLAN + ".tmp")
         temporary.write_text(json.dumps(plan.to_json(), indent=1))
         sync_file(temporary)
@@ -127,12 +175,65 @@ class Place:
         return False
 
     def publish(self, made: Path) -> None:
-        """Move what was made to OUT in one step, and take OUT.part away."""
-        if self.out.exists():
-            _remove(self.out)
+        """Move what was made to OUT in one step, and empty OUT.part. What was at OUT is whole until then, or gone."""
+        if self.out.is_dir():  # a file is replaced in one step, a folder has to go first
+            before = self.part / "replaced"
+            _remove(before)
+            self.out.rename(before)
         made.replace(self.out)
         sync_folder(self.out.absolute().parent)
-        _remove(self.part)
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty OUT.part, but for the lock. Cut off at any moment, it leaves what is still known as ours, and nothing
+        that is half there but counts as done.
+        """
+        inside = {p.name for p in self.part.iterdir()} if self.part.is_dir() else set()
+        self.forget(_DONE)
+        gone = [n for n in inside if n.endswith(".gone")]  # by a clear that was cut off
+        for name in [*gone, *sorted(inside - {*gone, *_DONE, PLAN, LOCK}), *sorted(inside & {PLAN})]:
+            path = self.part / name
+            if path.is_dir() and name not in gone:
+                path = path.rename(path.with_name(name + ".gone"))
+            _remove(path)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep OUT.part for this process alone, by a lock file in it. That of a process that is gone is taken over.
+
+        Raises OutputError while another process, or one on another machine, has it.
+        """
+        self.begun()  # nothing is written into a folder that is not ours
+        lock, mine = self.part / LOCK, json.dumps(_this_process())
+        while not _create(lock, mine):
+            self._take_away(lock)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if lock.read_text() == mine:
+                    lock.unlink()
+                self.part.rmdir()  # where nothing is left
+
+    def _take_away(self, lock: Path) -> None:
+        """Remove a lock whose process is gone. Raises OutputError for one that holds."""
+        with contextlib.suppress(FileNotFoundError), _alone(lock) as text:
+            holder = _parsed(text)
+            if holder is None:
+                if time.time() - lock.stat().st_mtime > PATIENCE:
+                    lock.unlink()
+                else:  # it is being written
+                    time.sleep(0.05)
+                return
+            here = holder.get("host") == platform.node()
+            if here and _started(holder["pid"]) != holder.get("started"):
+                lock.unlink()
+                return
+            raise OutputError(
+                f"{self.out} is being made by another process.",
+                where=f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}",
+                mend="wait for it, or another -o" if here else f"if it runs no more over there:   rm {lock}",
+            )
 
 
 def _not_ours(path: Path) -> OutputError:
@@ -150,25 +251,87 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else 0
 
 
-def _plan_of_zarr(path: Path) -> dict[str, Any] | None:
+def _version(path: Path) -> str | None:
+    """The version of an OME-Zarr, None where there is none."""
+    return next((v for v, name in (("0.5", "zarr.json"), ("0.4", ".zgroup")) if (path / name).is_file()), None)
+
+
+def _provenance(path: Path) -> dict[str, Any] | None:
+    """What voidzoo wrote about a result, None for those of others."""
+    from . import store, tiff
+
+    return store.read_provenance(path) if path.is_dir() else tiff.read_provenance(path)
+
+
+def _this_process() -> dict[str, Any]:
+    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"host": platform.node(), "pid": pid, "started": _started(pid), "since": since}
+
+
+def _started(pid: int) -> str | None:
+    """What tells a running process from an earlier one of the same number; None where none runs."""
+    import psutil
+
+    try:  # the time since boot: clocks are set, also while a process runs
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else f"{boot()} {fields[19]}"
+    except (OSError, IndexError):
+        pass
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-        return attributes["voidzoo"]["plan"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
         return None
 
 
-def _plan_of_tiff(path: Path) -> dict[str, Any] | None:
-    from .tiff import read_provenance
+def _create(lock: Path, text: str) -> bool:
+    """Make a lock file that was not there. -> whether it is ours. Raises OSError with the file's name."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except (FileExistsError, FileNotFoundError):  # the second: its folder has just gone with another lock
+        return False
+    try:
+        os.write(handle, text.encode())
+    except OSError as error:
+        lock.unlink()
+        raise OSError(error.errno, error.strerror, str(lock)) from error
+    finally:
+        os.close(handle)
+    return True
 
-    found = read_provenance(path)
-    return None if found is None else found.get("plan")
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[str]:
+    """The text of a lock, while no other process looks at it: of two that find it left behind, one takes it over.
+
+    Raises FileNotFoundError for a lock that has just gone.
+    """
+    with lock.open() as file:
+        with contextlib.suppress(ImportError, OSError):  # Windows; network drives without locks
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+            raise FileNotFoundError(lock)
+        text = file.read()
+        if os.name == "nt":  # there, nothing can be removed that is open
+            file.close()
+        yield text
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """What a lock says; None for one that was not written to its end."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        found = dict(json.loads(text))
+        return {**found, "pid": int(found["pid"])}
+    return None
 
 
 def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first settings that differ, e.g. `model: n2v-cells 1.1, now 1.2`."""
     found = []
-    for key in ("model", "image", "channel", "dtype", "tile", "block", "chunk", "batch", "workers"):
+    for key in ("model", "image", "inputs", "channel", "dtype", "mask", "choices", "halo", "tile", "block", "chunk",
+                "batch", "workers"):  # fmt: skip
         then, new = stored.get(key), now.get(key)
         if then != new:
             if isinstance(then, dict) and isinstance(new, dict):
@@ -176,6 +339,18 @@ def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
                 then, new = ({k: d.get(k) for k in keys} for d in (then, new))
             found.append(f"{key}: {_plain(then)}, now {_plain(new)}")
     return "; ".join(found) or "the plan differs"
+
+
+def _touch(stored: Mapping[str, Any], plan: Plan) -> str:
+    """How to go on with an image of which only the time has changed, e.g. a copy of it; empty if more has."""
+    then, now = dict(stored.get("image", {})), dict(plan.image.identity)
+    before, after = then.pop("changed", None), now.pop("changed", None)
+    if not isinstance(before, int) or before == after or then != now or plan.image.path is None:
+        return ""
+    return (
+        "is it a copy, or only mended where it could not be read? Then give it the time that it had:   "
+        f"touch -d @{before // 10**9}.{before % 10**9:09d} {plan.image.path}   else --overwrite, or another -o"
+    )
 
 
 def _plain(value: object) -> str:

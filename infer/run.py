@@ -1,40 +1,49 @@
-"""Runs a plan: dask hands blocks to threads, a block is read, predicted, written, and then ticked in the ledger."""
+"""Runs a plan: a scheduler hands out blocks, each is read, predicted, written, and then ticked in the ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..zoo.errors import BlocksFailed, OutputError, VoidzooError
-from .blocks import BlockReport, predict_block, read_block
-from .events import BlockDone, BlockFailed, Done, PlanMade, Watch
-from .finish import complete_pyramid, peak_memory, publish
+from .blocks import BlockReport
+from .cluster import open_scheduler
+from .durable import GroupCommit, Written, sync
+from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
+from .finish import layers_of, peak_memory, publish, what_happened
 from .ledger import Ledger
-from .place import LEDGER, Place
-from .plan import Plan
-from .pyramid import Cascade, pyramid
-from .session import Session, find_device
+from .network import Network
+from .place import IMAGE_STATISTICS, LEDGER, RAW_LEDGER, RAW_STATISTICS, RESTORE_LEDGER, Place
+from .plan import Plan, raw_targets
+from .restore import RestoreWork, restored_layers
+from .samples import Measured, load_or_measure
 from .store import Store
-from .tasks import share_out
+from .tiff import check_tiff
+from .work import BlockWork, FinishWork, Outcome, RawWork, make_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..zoo.image import Image
+    from .cluster import Scheduler
+    from .pyramid import Cascade
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished prediction. blocks: done in this run; clipped, mapped: over the whole result."""
+    """A finished prediction.
+
+    blocks: done in this run; skipped, clipped, mapped: over the whole result. decoded: bytes of the image decoded by
+    the blocks of this run. holes: blocks that failed and hold the fill value. path: OUT.
+    """
 
     path: str
     seconds: float
@@ -43,59 +52,31 @@ class Result:
     mapped: int
     peak_memory: int
     plan: Plan = field(repr=False)
+    skipped: int = 0
+    read_amplification: float | None = None
+    holes: tuple[str, ...] = ()
+    used_tile: tuple[int, ...] = ()
+
+    @property
+    def tile(self) -> dict[str, int]:
+        """The tile of the network: the planned one, or the one that fitted the memory."""
+        return dict(zip(self.plan.tile, self.used_tile, strict=True)) if self.used_tile else self.plan.tile
 
     @property
     def image(self) -> Image:
-        """The result as an image again: lazy, with um and channel names."""
+        """The result as an image again: lazy, with um and channel names. Of several arrays: the first."""
+        return self.images[next(iter(self.images))]
+
+    @property
+    def images(self) -> dict[str, Image]:
+        """The arrays of the result by name; the name is empty where there is only one."""
         from ..zoo.open import open_image
 
-        return open_image(self.path)
-
-
-class Sink(Protocol):
-    """Where blocks go."""
-
-    def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None:
-        """Take the values of a part of the result."""
-
-
-class Engine:
-    """Hands blocks to dask's threads and hears of each. The network runs `workers` of them at a time."""
-
-    def __init__(self, plan: Plan, sink: Sink, stop: threading.Event | None = None) -> None:
-        self.plan = plan
-        self.sink = sink
-        self.stop = stop or threading.Event()
-        self.session = plan.session or Session(plan.package, find_device(plan.device), plan.workers)
-        self._turn = threading.BoundedSemaphore(plan.workers)
-
-    def work(self, index: int) -> BlockReport | BlockFailed | None:
-        """Do one block. Errors come back as values, so that the other blocks go on; None when stopped before."""
-        if self.stop.is_set():
-            return None
-        plan = self.plan
-        spans = plan.block_spans(index)
-        try:
-            pixels, regions, mapped = read_block(plan, spans)
-            values, clipped = predict_block(plan, self.session, pixels, spans, regions, self._turn)
-            del pixels
-            part = tuple(
-                slice(spans[a].start, spans[a].stop) if a in spans else slice(0, n)
-                for a, n in zip(plan.out_axes, plan.out_shape, strict=True)
-            )
-            self.sink.write(part, values)
-        except Exception as error:  # whatever a reader, the network or the disk raises belongs to this block
-            return BlockFailed(index, ", ".join(f"{a} {s.start}:{s.stop}" for a, s in spans.items()), error)
-        return BlockReport(index, prod(s.size for s in spans.values()), clipped, mapped)
-
-    def run(self, todo: Iterable[int], heard: Callable[[BlockReport | BlockFailed], None]) -> None:
-        """Do the blocks in order, `heard` in this thread as each is done."""
-
-        def listen(outcome: BlockReport | BlockFailed | None) -> None:
-            if outcome is not None:
-                heard(outcome)
-
-        share_out(self.work, todo, self.plan.lanes, heard=listen, stopped=self.stop.is_set)
+        if len(self.plan.targets) == 1:
+            return {"": open_image(self.path)}
+        if Place(self.path).format == "tiff":
+            return {t.name: open_image(self.path, series=i) for i, t in enumerate(self.plan.targets)}
+        return {t.name: open_image(Path(self.path) / t.name) for t in self.plan.targets}
 
 
 def run_plan(
@@ -103,39 +84,200 @@ def run_plan(
     out: str | Path,
     *,
     overwrite: bool = False,
+    skip_failed: bool = False,
+    scheduler: str = "threads",
+    version: str = "0.5",
     watch: Watch | None = None,
     stop: threading.Event | None = None,
 ) -> Result:
     """Predict into OUT (.ome.zarr or .ome.tif). The same plan on the same OUT continues where it was cut off.
 
+    skip_failed: blocks that cannot be done become holes of the result instead of an error. scheduler: see
+    `cluster.open_scheduler`. version: of OME-Zarr, 0.5 or 0.4.
     Raises OutputError, ResourceError before anything is done; BlocksFailed when blocks could not be done (the others
     are kept); KeyboardInterrupt when `stop` was set and blocks remain.
     """
     start = time.monotonic()
     place = Place(out)
     tell = watch or (lambda _event: None)
+    version = place.version_for(version, overwrite)
     plan = adopt(plan, place, overwrite)
-    if place.check(plan, overwrite):
-        tell(Done(str(place.out), 0.0))
-        return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan)
-    store = Store(place.staged)
-    levels = pyramid(plan.out_axes, plan.out_shape, plan.image.pixel_size)
-    block = [plan.block.get(a, n) for a, n in zip(plan.out_axes, plan.out_shape, strict=True)]
-    with _told_in_words(place):
-        if not place.begin(plan):
-            chunk = [plan.chunk.get(a, 1) for a in plan.out_axes]
-            store.create(plan.out_axes, levels, plan.dtype, chunk, block)
-        cascade = Cascade([store.array(i) for i in range(len(levels))], levels, block)
-        with closing(Ledger(place.part / LEDGER)) as ledger:
-            fresh = _run_blocks(plan, cascade, ledger, tell, stop)
-            reports = list(ledger.done.values())
-        complete_pyramid(plan, cascade, tell)
-        publish(plan, place, store, cascade, reports, time.monotonic() - start, tell)
-    tell(Done(str(place.out), time.monotonic() - start))
+    if not overwrite and place.is_done(plan):
+        return _complete(plan, place, tell)
+    with _told_in_words(place), place.held():
+        plan = adopt(plan, place, overwrite)
+        if place.check(plan, overwrite):
+            place.clear()  # left by a kill between the move to OUT and the clean-up
+            return _complete(plan, place, tell)
+        gpu = plan.memory.device > 0
+        with open_scheduler(scheduler, cpus=plan.lanes, gpu=gpu) as crew:
+            job = _Job(replace(plan, scheduler=crew.name), place, crew, tell, stop or threading.Event(), version)
+            blocks, holes = job.run(skip_failed=skip_failed)
+            reports = list(blocks.values())
+            happened = what_happened(reports, time.monotonic() - start, holes)
+            publish(job.plan, place, job.store, job.layers, job.cascades, happened, tell)
+    seconds = time.monotonic() - start
+    tell(Done(str(place.out), seconds))
     return Result(
-        str(place.out), time.monotonic() - start, fresh, sum(r.clipped for r in reports),
-        sum(r.mapped for r in reports), peak_memory(), plan,
+        str(place.out), seconds, job.fresh, sum(r.clipped for r in reports), sum(r.mapped for r in reports),
+        peak_memory(), job.plan, sum(r.skipped for r in reports), job.read_amplification, tuple(holes),
+        min((r.tile for r in reports if r.tile), default=()),
     )  # fmt: skip
+
+
+def _complete(plan: Plan, place: Place, tell: Watch) -> Result:
+    """The result that lies at OUT already."""
+    tell(Done(str(place.out), 0.0))
+    return Result(str(place.out), 0.0, 0, 0, 0, peak_memory(), plan, holes=place.holes())
+
+
+class _Job:
+    """One run of a plan into its place."""
+
+    def __init__(
+        self, plan: Plan, place: Place, crew: Scheduler, tell: Watch, stop: threading.Event, version: str
+    ) -> None:
+        self.plan = plan
+        self.place = place
+        self.crew = crew
+        self.tell = tell
+        self.stop = stop
+        self.full = False
+        self.fresh = 0
+        self.read_amplification: float | None = None
+        self.store = Store(place.staged, version)
+        layers = layers_of(plan, plan.targets)
+        self.layers = layers if plan.original is None else restored_layers(plan, layers)
+        if place.format == "tiff":
+            check_tiff(self.layers)
+        if not place.begin(plan, version):
+            self.store.create(self.layers)
+        self.cascades = [self.store.cascade(layer) for layer in self.layers]
+
+    def run(self, *, skip_failed: bool) -> tuple[dict[int, Any], list[str]]:
+        """All blocks -> their reports, and where the holes are."""
+        plan = self.plan = replace(self.plan, session=self.plan.session or make_session(self.plan))
+        if plan.original is None:
+            return self._predict(plan, self.cascades, skip_failed=skip_failed)
+        fine = replace(plan, targets=tuple(replace(t, dtype="float32") for t in plan.targets))
+        arrays = self._staged(fine, "scaled.zarr")
+        blocks, holes = self._predict(fine, arrays, skip_failed=skip_failed)
+        self.tell(StageStarted("restore"))
+        back = RestoreWork(plan, self.layers, arrays, self.cascades)
+        restored, failed = self._pass(plan, back, len(back), RESTORE_LEDGER, skip_failed=skip_failed)
+        more = _holes(failed)
+        blocks = {i: replace(r, clipped=0) for i, r in blocks.items()}
+        clipped = sum(r.clipped for r in restored.values())
+        return {**blocks, -1: BlockReport(-1, 0, clipped)}, [*holes, *more]
+
+    def _staged(self, plan: Plan, name: str) -> list[Cascade]:
+        """Arrays for the targets of a plan, beside the result until it is finished."""
+        store = Store(self.place.part / name)
+        layers = layers_of(plan, plan.targets)
+        if not store.path.exists():
+            store.create(layers)
+        return [store.cascade(layer) for layer in layers]
+
+    def _predict(self, plan: Plan, sinks: list[Cascade], *, skip_failed: bool) -> tuple[dict[int, Any], list[str]]:
+        """All blocks into the sinks, one a target."""
+        place = self.place
+        assert plan.session is not None
+        network = Network(plan, plan.session)
+        measured = Measured()
+        if network.wanted_of_inputs and not plan.samples_in_blocks:
+            self.tell(StageStarted("statistics"))
+            sources = {f.port.id: f for f in plan.feeds}
+            measured = load_or_measure(plan, place.part / IMAGE_STATISTICS, network.wanted_of_inputs, sources)
+        self.tell(PlanMade(plan, len(Ledger.peek(place.part / (RAW_LEDGER if network.later else LEDGER)))))
+        if not network.later:
+            work = BlockWork(plan, sinks, measured)
+            blocks, failed = self._pass(plan, work, plan.n_blocks, LEDGER, skip_failed=skip_failed,
+                                        behind=(RESTORE_LEDGER,))  # fmt: skip
+            return blocks, _holes(failed)
+        raw = replace(plan, targets=raw_targets(plan))
+        arrays = self._staged(raw, "raw.zarr")
+        _, lost = self._pass(plan, RawWork(raw, arrays, measured), plan.n_blocks, RAW_LEDGER, skip_failed=skip_failed,
+                             behind=(RAW_STATISTICS, LEDGER, RESTORE_LEDGER))  # fmt: skip
+        self.tell(StageStarted("statistics"))
+        found = load_or_measure(plan, place.part / RAW_STATISTICS, network.wanted_of_outputs,
+                                {t.port.id: (t, c) for t, c in zip(raw.targets, arrays, strict=True)})  # fmt: skip
+        both = Measured({**measured.tables, **found.tables})
+        finish = FinishWork(plan, sinks, both, arrays)
+        blocks, failed = self._pass(plan, finish, plan.n_blocks, LEDGER, skip_failed=skip_failed, lost=lost,
+                                    behind=(RESTORE_LEDGER,))  # fmt: skip
+        return blocks, _holes(failed)
+
+    def _pass(
+        self, plan: Plan, work: BlockWork | RestoreWork, count: int, ledger_name: str, *, skip_failed: bool,
+        lost: Sequence[BlockFailed] = (), behind: Sequence[str] = (),
+    ) -> tuple[dict[int, Any], list[BlockFailed]]:  # fmt: skip
+        """Do what the ledger does not have of `count` pieces of work. -> reports by piece, those that failed.
+
+        lost: what has failed in the pass before. behind: files of later passes, which what is done now makes void.
+        """
+        start = time.monotonic()
+        tell = self.tell
+        failed = list(lost)
+        without = {f.index for f in lost}
+        with closing(Ledger(self.place.part / ledger_name)) as ledger, _commits(ledger) as commits:
+            before = len(ledger.done)
+
+            def heard(outcome: Any) -> None:
+                event = _failure_of(outcome, plan)
+                if event is not None:
+                    failed.append(event)
+                    tell(event)
+                    self.full = self.full or _disk_full(event.error)  # every other block would fail too
+                    return
+                if len(ledger.done) == before:
+                    self.place.forget(behind)
+                ledger.add(outcome.report)
+                commits.add(outcome.report, sum(outcome.written, Written()))
+                tell(BlockDone(outcome.report, len(ledger.done), count, time.monotonic() - start))
+
+            todo = (i for i in range(count) if i not in ledger.done and i not in without)
+            lanes = 2 if self.crew.distributed else plan.lanes  # for each thread there: one runs, one is on its way
+            self.crew.share_out(work, todo, lanes, heard=heard, stopped=lambda: self.full or self.stop.is_set())
+        done = ledger.done
+        if type(work) in (BlockWork, RawWork):
+            self.fresh = len(done) - before
+            self.read_amplification = _amplification(plan, done, before)
+        if failed and (self.full or not skip_failed):
+            raise _failure(plan, failed, len(done))
+        if len(done) + len(failed) < count:
+            raise KeyboardInterrupt
+        sync(written for f in failed for written in work.leave_hole(f.index))
+        return done, failed
+
+
+def _holes(failed: Sequence[BlockFailed]) -> list[str]:
+    """Where the holes are, in words."""
+    return [f"block {f.index} ({f.where}): {_what(f.error)}" for f in sorted(failed, key=lambda f: f.index)]
+
+
+def _commits(ledger: Ledger) -> GroupCommit[Any]:
+    return GroupCommit(lambda reports: ledger.confirm(len(reports)))
+
+
+def _failure_of(outcome: Any, plan: Plan) -> BlockFailed | None:
+    """A block that failed, or whose workers died again and again."""
+    from .cluster import Lost
+
+    if isinstance(outcome, Lost):
+        spans = plan.block_spans(outcome.item)
+        return BlockFailed(outcome.item, ", ".join(f"{a} {s.start}:{s.stop}" for a, s in spans.items()), outcome.error)
+    return outcome if isinstance(outcome, BlockFailed) else None
+
+
+def _amplification(plan: Plan, done: dict[int, Any], before: int) -> float | None:
+    """Bytes decoded for each byte of the image that the blocks of this run cover."""
+    fresh = list(done.values())[before:]
+    voxels = sum(r.voxels for r in fresh if not r.skipped)
+    each = sum(f.image.nbytes for f in plan.feeds) / max(1, int(np.prod([plan.sizes[a] for a in plan.grid])))
+    if plan.feeds[0].channel is not None:
+        each /= plan.image.size("c")
+    decoded = sum(r.decoded for r in fresh)
+    return round(decoded / (voxels * each), 3) if voxels and decoded else None
 
 
 @contextlib.contextmanager
@@ -164,42 +306,19 @@ def adopt(plan: Plan, place: Place, overwrite: bool) -> Plan:
     return pinned if pinned.identity == stored.get("identity") else plan
 
 
-def _run_blocks(plan: Plan, sink: Sink, ledger: Ledger, tell: Watch, stop: threading.Event | None) -> int:
-    """Do what the ledger does not have. -> how many were done now."""
-    start = time.monotonic()
-    tell(PlanMade(plan, len(ledger.done)))
-    failed: list[BlockFailed] = []
-    before = len(ledger.done)
-    engine = Engine(plan, sink, stop)
-
-    def heard(event: BlockReport | BlockFailed) -> None:
-        if isinstance(event, BlockFailed):
-            failed.append(event)
-            tell(event)
-            if isinstance(event.error, OutputError | OSError) and _disk_full(event.error):
-                engine.stop.set()  # every other block would fail too
-            return
-        ledger.add(event)
-        tell(BlockDone(event, len(ledger.done), plan.n_blocks, time.monotonic() - start))
-
-    engine.run((i for i in range(plan.n_blocks) if i not in ledger.done), heard)
-    ledger.commit()
-    if failed:
-        raise _failure(plan, failed, len(ledger.done))
-    if len(ledger.done) < plan.n_blocks:
-        raise KeyboardInterrupt
-    return len(ledger.done) - before
-
-
-def _disk_full(error: OSError) -> bool:
+def _disk_full(error: Exception) -> bool:
     import errno
 
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _failure(plan: Plan, failed: list[BlockFailed], done: int) -> BlocksFailed:
+def _what(error: Exception) -> str:
+    return getattr(error, "what", None) or f"{type(error).__name__}: {error}"
+
+
+def _failure(plan: Plan, failed: Sequence[BlockFailed], done: int) -> BlocksFailed:
     first = failed[0]
-    what = getattr(first.error, "what", None) or f"{type(first.error).__name__}: {first.error}"
+    what = _what(first.error)
     if isinstance(first.error, OSError) and first.error.strerror:
         what = f"{first.error.strerror} ({first.error.filename or plan.image.name})"
     where = getattr(first.error, "where", "")
@@ -207,27 +326,69 @@ def _failure(plan: Plan, failed: list[BlockFailed], done: int) -> BlocksFailed:
     error = BlocksFailed(
         f"{len(failed)} of {plan.n_blocks} blocks failed; the {done} finished ones are kept. The first: {what}",
         where=f"block {first.index} ({first.where}) of {plan.image.name}" + (f"; {where}" if where else ""),
-        mend=(f"{mend}; " if mend else "") + "the same command again does the rest",
+        mend=(f"{mend}; " if mend else "") + "the same command again does the rest (--skip-failed leaves holes)",
     )
     error.__cause__ = first.error
     return error
 
 
-def run_in_memory(plan: Plan) -> NDArray[Any]:
-    """Predict into a new array with the axes of the result. Nothing is written."""
-    out = np.empty(plan.out_shape, plan.dtype)
+def run_in_memory(plan: Plan) -> dict[str, NDArray[Any]]:
+    """Predict into new arrays, one a target, by name. Nothing is written."""
+    if plan.original is not None:
+        fine = replace(plan, original=None, targets=tuple(replace(t, dtype="float32") for t in plan.targets))
+        layers = restored_layers(plan, layers_of(plan, plan.targets))
+        held = [_InMemory(values) for values in run_in_memory(fine).values()]
+        sinks = [_InMemory(np.zeros(x.shape, x.dtype)) for x in layers]
+        work = RestoreWork(plan, layers, held, sinks)
+        if failed := [f for f in map(work, range(len(work))) if isinstance(f, BlockFailed)]:
+            raise _failure(plan, failed, len(work) - len(failed))
+        return {t.name: s.values for t, s in zip(plan.targets, sinks, strict=True)}
+    plan = plan if plan.session is not None else replace(plan, session=make_session(plan))
+    assert plan.session is not None
+    network = Network(plan, plan.session)
+    measured = Measured()
+    if network.wanted_of_inputs and not plan.samples_in_blocks:
+        measured = load_or_measure(plan, None, network.wanted_of_inputs, {f.port.id: f for f in plan.feeds})
+    if not network.later:
+        return _into_memory(plan, lambda sinks: BlockWork(plan, sinks, measured))
+    raw = replace(plan, targets=raw_targets(plan))
+    results = _into_memory(raw, lambda sinks: BlockWork(raw, sinks, measured))
+    arrays = [_InMemory(results[t.name]) for t in raw.targets]
+    found = load_or_measure(plan, None, network.wanted_of_outputs,
+                            {t.port.id: (t, a) for t, a in zip(raw.targets, arrays, strict=True)})  # fmt: skip
+    both = Measured({**measured.tables, **found.tables})
+    return _into_memory(plan, lambda sinks: FinishWork(plan, sinks, both, arrays))
 
-    class Memory:
-        def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None:
-            out[part] = values
 
+class _InMemory:
+    """An array that blocks are written into."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+        self.shape, self.dtype, self.grid = values.shape, values.dtype, values.shape
+
+    def read(self, part: tuple[slice, ...]) -> NDArray[Any]:
+        """A part of the array."""
+        return self.values[part]
+
+    def write(self, part: tuple[slice, ...], values: NDArray[Any]) -> None:
+        """Take a part."""
+        self.values[part] = values
+
+    def erase(self, part: tuple[slice, ...]) -> None:
+        """Nothing was there before."""
+
+
+def _into_memory(plan: Plan, work: Callable[[list[_InMemory]], BlockWork]) -> dict[str, NDArray[Any]]:
+    sinks = [_InMemory(np.zeros(plan.shape_of(t), t.dtype)) for t in plan.targets]
     failed: list[BlockFailed] = []
+    done: list[Outcome] = []
 
-    def heard(event: BlockReport | BlockFailed) -> None:
-        if isinstance(event, BlockFailed):
-            failed.append(event)
+    def heard(outcome: Any) -> None:
+        (failed if isinstance(outcome, BlockFailed) else done).append(outcome)
 
-    Engine(replace(plan), Memory()).run(range(plan.n_blocks), heard)
+    with open_scheduler("threads") as crew:
+        crew.share_out(work(sinks), range(plan.n_blocks), plan.lanes, heard=heard, stopped=lambda: False)
     if failed:
-        raise _failure(plan, failed, plan.n_blocks - len(failed))
-    return out
+        raise _failure(plan, failed, len(done))
+    return {t.name: s.values for t, s in zip(plan.targets, sinks, strict=True)}

@@ -1,129 +1,78 @@
-"""One onnxruntime session for a device: made once, read back, measured, safe to share between threads."""
+"""The networks of one process: made once, shared by threads, whatever runs them."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import queue
-import time
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..zoo.errors import DeviceError, PackageError
+from .device import Device, cpu_count
+from .geometry import Geometry, geometry
+from .onnx_network import OnnxNetwork, to_fp16
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..zoo.package import Package
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device by the words of `--device`: `cpu`, `cuda`, `cuda:1`, `mps`."""
-
-    kind: str
-    index: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.index}" if self.kind == "cuda" else self.kind
-
-
-def find_device(word: str = "auto") -> Device:
-    """The device for a word. Raises DeviceError for an unknown word, and for a device that onnxruntime cannot use."""
-    import onnxruntime as ort
-
-    kind, _, index = word.partition(":")
-    if kind not in ("auto", *PROVIDERS) or (index and (kind != "cuda" or not index.isdigit())):
-        raise DeviceError(f"there is no device {word!r}.", mend="--device auto, cpu, cuda, cuda:1 or mps")
-    available = ort.get_available_providers()
-    if kind == "auto":
-        return Device("cuda") if PROVIDERS["cuda"] in available and _cuda_devices() else Device("cpu")
-    if PROVIDERS[kind] not in available:
-        raise DeviceError(
-            f"{word} was asked for, but this onnxruntime {ort.__version__} can use only: {_words(available)}.",
-            mend='pip install "voidzoo[cuda]"   or add  --device cpu' if kind == "cuda" else "--device cpu",
-        )
-    return Device(kind, int(index or 0))
-
-
-def _words(providers: Sequence[str]) -> str:
-    return ", ".join(word for word, provider in PROVIDERS.items() if provider in providers)
-
-
-def _cuda_devices() -> bool:
-    """Whether a driver shows a CUDA device; the provider is listed by the wheel even on machines without a GPU."""
-    import ctypes
-
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(library)
-        count = ctypes.c_int(0)
-        return bool(cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0)
-    except OSError:
-        return False
+    from .probe import Probe
 
 
 class Session:
-    """Runs a package's network. x: float32 (b, c, [z], y, x), raw intensities -> float32 (b, c_out, [z], y, x).
+    """Runs a package's network on (n, c, *space) arrays, one a feed of its geometry.
 
-    workers: how many runs may go on at once, each in an onnxruntime session of its own; on the CPU they share out the
-    processors. Safe to use from any number of threads. Raises DeviceError when the device that was asked for is not
-    the one that runs, PackageError for weights that onnxruntime cannot load.
+    workers: how many runs may go on at once, each in a network of its own; on the CPU they share out the `threads`
+    (default: all processors). turn: held by a block while the network works on it. batch_limit: the only batch size
+    that the graph takes, None for any. Safe to use from any number of threads. Raises DeviceError when the device that
+    was asked for is not the one that runs, PackageError for weights that cannot be loaded, DependencyError for
+    TorchScript without torch.
     """
 
-    def __init__(self, package: Package, device: Device, workers: int = 1) -> None:
-        import onnxruntime as ort
-
-        ort.set_default_logger_severity(4)  # what it has to say of missing libraries is told below, once
+    def __init__(
+        self, package: Package, device: Device, workers: int = 1, *, shape: Geometry | None = None,
+        precision: str = "fp32", trust_code: bool = False, threads: int | None = None,
+    ) -> None:  # fmt: skip
         self.device = device
         self.workers = workers
-        self.threads = max(1, cpu_count() // workers)
-        if device.kind == "cuda" and hasattr(ort, "preload_dlls"):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                ort.preload_dlls()
-        weights = package.onnx()
+        self.threads = max(1, (threads or cpu_count()) // workers)
+        self.geometry = shape or geometry(package)
+        self.precision = precision
+        self.turn = threading.BoundedSemaphore(workers)
+        self.probed: dict[tuple[int, ...], Probe] = {}
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        weights = package.chosen_weights(trust_code=trust_code)
+        self.runtime = "onnxruntime" if weights.kind == "onnx" else "torch"
+        position = {t.id: i for i, t in enumerate(package.inputs)}
+        self._keys = [position[p.id] if weights.kind == "onnx" else p.id for p in self.geometry.inputs]
+        data = package.onnx() if weights.kind == "onnx" else b""
+        if precision == "fp16":
+            data = to_fp16(package, data)
         for _ in range(workers):
-            session = self._load(package, weights)
-            self._free.put(session)
-        self._input = session.get_inputs()[0].name
-        self._output = session.get_outputs()[0].name
+            if weights.kind == "onnx":
+                backend: Any = OnnxNetwork(package, data, device, self.threads)
+            else:
+                from .torch_session import TorchNetwork
 
-    def _load(self, package: Package, weights: bytes) -> Any:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        # the memory pattern keeps a second copy of all activations (twice the memory, no gain in speed)
-        options.enable_mem_pattern = False
-        provider = PROVIDERS[self.device.kind]
-        wanted = [(provider, {"device_id": self.device.index})] if self.device.kind == "cuda" else [provider]
-        try:
-            session = ort.InferenceSession(weights, options, providers=wanted)
-        except Exception as error:  # onnxruntime raises its own kinds, without a common base
-            raise PackageError(f"onnxruntime cannot load {package.path}.", where=_first_line(error)) from error
-        if (real := session.get_providers()[0]) != provider:
-            raise DeviceError(
-                f"{self.device} was asked for, but onnxruntime runs on {real.removesuffix('ExecutionProvider')}.",
-                where="the libraries of CUDA or cuDNN were not found or do not fit this onnxruntime",
-                mend='pip install "voidzoo[cuda]"   or add  --device cpu',
+                backend = TorchNetwork(package, weights, device, self.threads, trust_code=trust_code)
+            self._free.put(backend)
+        self.batch_limit = getattr(backend, "batch_limit", None)
+        self.tensor_names: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        if isinstance(backend, OnnxNetwork):  # the package's names -> those in the graph, which are others
+            self.tensor_names = (
+                dict(zip([t.id for t in package.inputs], backend.inputs, strict=True)),
+                dict(zip([t.id for t in package.outputs], backend.outputs, strict=True)),
             )
-        return session
 
-    def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One run. float32 (b, c, [z], y, x) in and out."""
-        session = self._free.get()
+    def run(self, feeds: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """One run: arrays (n, c, *space), in the order of the geometry's inputs -> one an output, float32."""
+        ports = self.geometry.inputs
+        given: dict[Any, NDArray[Any]] = {self._keys[i]: ports[i].declared(f) for i, f in enumerate(feeds)}
+        backend = self._free.get()
         try:
-            return session.run([self._output], {self._input: x})[0]
+            found = backend.run(given)
         finally:
-            self._free.put(session)
+            self._free.put(backend)
+        return [p.canonical(y) for p, y in zip(self.geometry.outputs, found, strict=True)]
 
     @property
     def name(self) -> str:
@@ -132,60 +81,3 @@ class Session:
             return str(self.device)
         each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"cpu ({each})" if self.workers == 1 else f"cpu ({self.workers} x {each})"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a short run measured: input voxels per second of all workers, and bytes of working memory per input voxel
-    of one of them.
-    """
-
-    voxels_per_second: float
-    bytes_per_voxel: float
-
-
-def probe(session: Session, shape: Sequence[int], seconds: float = 0.05) -> Probe:
-    """Measure speed and working memory on random tiles of `shape` (b, c, [z], y, x) in a session that is still new.
-
-    The working memory is what the process grew by in the first run: onnxruntime's arena keeps all it took.
-    """
-    import psutil
-
-    process = psutil.Process()
-    x = np.random.default_rng(0).random(shape, dtype=np.float32)
-    before = process.memory_info().rss
-    with ThreadPoolExecutor(session.workers) as pool:
-
-        def together() -> float:
-            start = time.perf_counter()
-            list(pool.map(lambda _: _run(session, x), range(session.workers)))
-            return time.perf_counter() - start
-
-        together()
-        grown = max(0, process.memory_info().rss - before) / session.workers
-        best, until = float("inf"), time.perf_counter() + seconds
-        while True:
-            best = min(best, together())
-            if time.perf_counter() >= until:
-                return Probe(session.workers * _voxels(x) / best, grown / _voxels(x))
-
-
-def _run(session: Session, x: NDArray[np.float32]) -> None:
-    try:
-        session.run(x)
-    except Exception as error:  # onnxruntime raises its own kinds, without a common base
-        raise PackageError("the network cannot run on a tile of a size that its package calls legal.",
-                           where=f"input {x.shape}: {_first_line(error)}") from error  # fmt: skip
-
-
-def _voxels(x: NDArray[Any]) -> int:
-    return x.size // x.shape[1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def cpu_count() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

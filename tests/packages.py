@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def write_package(
                                     for a, r in rules.items()})}
         ],
         "weights": {"onnx": {"source": "weights.onnx", "sha256": hashlib.sha256(onnx).hexdigest(), "opset_version": 17}},
-        "config": {"voidzoo": {"kinds": kinds, "working_bytes_per_voxel": working_bytes(onnx, shape)}},
+        "config": {"voidzoo": {"kinds": kinds, "working_bytes_per_voxel": working_bytes(onnx, [shape], math.prod(shape[2:]))}},
     }  # fmt: skip
     (folder / "rdf.yaml").write_text(yaml.safe_dump(rdf))
 

@@ -11,10 +11,12 @@ import tifffile
 
 import voidzoo as vz
 from tests.export.tiny import SETTINGS, tiny_run
+from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph
 from voidzoo import api
 from voidzoo.export import proof
 from voidzoo.export.proof import Check
+from voidzoo.infer.planning import make_plan
 from voidzoo.zoo import errors
 from voidzoo.zoo.errors import DependencyError, ResourceError, VoidzooError
 from voidzoo.zoo.package import Package
@@ -87,6 +89,50 @@ def test_arrays_come_back_and_nothing_is_written(
     assert (image.pixel_size.y, image.pixel_size.x) == (0.4, 0.3)
     assert np.array_equal(image.read(), y)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ome.tif"]
+
+
+def test_a_part_of_a_data_array_keeps_its_coordinates(package: Package) -> None:
+    """only= takes words or a dict; the coordinates of the part are those of the DataArray there."""
+    import xarray as xr
+
+    x = micrograph(np.random.default_rng(), (4, 70, 84))
+    coords = {"z": [0.0, 2.0, 4.0, 6.0], "y": np.arange(70) * 0.5, "x": np.arange(84) * 0.25}
+    array = xr.DataArray(x, dims=("z", "y", "x"), coords=coords, attrs={"lens": "63x"}, name="cells")
+    whole = vz.predict(package, array, device="cpu")
+    for only in ("z=1:3,y=10:50", {"z": (1, 3), "y": (10, 50)}):
+        part = vz.predict(package, array, only=only, device="cpu")
+        xr.testing.assert_identical(part.coords.to_dataset(), array[1:3, 10:50].coords.to_dataset())
+        assert (part.name, part.attrs) == (array.name, array.attrs)
+        assert np.abs(part.astype(int) - whole[1:3, 10:50]).max() <= 1
+
+
+def test_several_outputs_come_back_by_name(tmp_path: Path) -> None:
+    """Arrays for an array, Images for a path, each with its own axes and um; Result.images for a file."""
+    model = MODELS["two_outputs"](tmp_path)
+    images = model.images(np.random.default_rng(), {"y": 60, "x": 64})
+    expected = model.oracle(images)
+    arrays = vz.predict(model.path, images["raw"][0], axes="yx", device="cpu")
+    assert {k: (type(v), v.shape) for k, v in arrays.items()} == {
+        "probability": (np.ndarray, (60, 64)), "distance": (np.ndarray, (2, 30, 32))}  # fmt: skip
+    tifffile.imwrite(tmp_path / "a.tif", images["raw"][0])
+    opened = vz.predict(model.path, tmp_path / "a.tif", pixel_size=(0.5, 0.25), device="cpu")
+    result = vz.predict(
+        model.path, tmp_path / "a.tif", pixel_size=(0.5, 0.25), out=tmp_path / "o.ome.zarr", device="cpu"
+    )
+    for name, values in expected.items():
+        for found in (arrays[name], opened[name].read(), result.images[name].read()):
+            assert np.abs(found.reshape(values.shape) - values).max() <= 1e-5 * values.std()
+        assert opened[name].pixel_size == result.images[name].pixel_size
+    assert result.image.shape == (60, 64)
+
+
+def test_every_option_of_the_command_line_is_a_word_of_the_api() -> None:
+    """What `voidzoo plan` takes, `vz.plan` takes by the same name."""
+    from voidzoo import cli
+
+    words = set(inspect.signature(cli.plan).parameters) - {"model", "image", "out", "json", "overwrite", "ome_zarr"}
+    known = {*inspect.signature(make_plan).parameters, *api.OPENING, *api.CHOICES}
+    assert {w for w in words if not w.startswith("_")} <= known
 
 
 def test_a_package_opens_by_path_string_or_itself(package: Package) -> None:

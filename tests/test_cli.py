@@ -445,7 +445,7 @@ def test_devices_that_are_not_there(shell: Shell, world: World) -> None:
     ):
         text = shell.fails(3, *line, "--device", "nonsense")
         assert "there is no device 'nonsense'" in text
-        assert "--device auto, cpu, cuda, cuda:1 or mps" in text
+        assert re.search(r"mend:  --device auto, .*cuda:1", text)
         if not torch.cuda.is_available():
             text = shell.fails(3, *line, "--device", "cuda")
             assert re.search(r"cuda(:0)? was asked for", text, re.IGNORECASE)
@@ -536,14 +536,14 @@ def test_one_bad_image_of_several_does_not_stop_the_others(shell: Shell, world: 
     line = ["predict", world.package, a, bad, c, "-o", "results", "--device", "cpu"]
     told = shell(*line)
     assert told.code == 1
-    assert f"1 of 3 images failed: {bad}" in told.err
-    assert "b.tif is cut" in told.err
-    assert sorted(p.name for p in Path("results").iterdir()) == ["a.ome.zarr", "c.ome.zarr"]
+    assert f"1 of 3 images failed: {bad}." in told.err
+    assert "error: b.tif is cut" in told.err
+    assert sorted(p.name for p in Path("results").iterdir()) == ["a.ome.zarr", "c.ome.zarr", "index.csv"]
     assert vz.open_image("results/c.ome.zarr").shape == (70, 80)
     noisy(bad)
     told = shell(*line)
     assert told.code == 0
-    assert told.out.count("is complete already") == 2
+    assert len(re.findall(r"^done +\d/3", told.out, re.MULTILINE)) == 3
     assert vz.open_image("results/b.ome.zarr").shape == (96, 117)
 
 

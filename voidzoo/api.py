@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .infer.place import Place
-from .infer.plan import Plan
+from .infer.plan import Choices, Plan, Target
 from .infer.planning import make_plan
 from .infer.run import run_in_memory, run_plan
 from .zoo.axes import canonical, permutation
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 OPENING = ("axes", "pixel_size", "series", "stack", "level")
 """The arguments of plan and predict that say how to open the image."""
+CHOICES = ("skip_below", "tolerance", "precision", "allow_nan", "trust_code")
+"""Those that become `infer.plan.Choices`."""
 
 
 def train(
@@ -63,12 +65,24 @@ def need_torch(verb: str) -> None:
 def plan(package: Package | str | Path, image: Any, **settings: Any) -> Plan:
     """What predict would do. image: anything `open_image` takes.
 
-    settings: channel, dtype, memory (bytes or "16GB"), tile, block, device, allow_nan, and those of `open_image`:
-    axes, pixel_size, series, stack, level. Raises what `predict` would refuse.
+    settings: scheduler (as for `predict`), channel, inputs (further inputs by name), dtype, memory (bytes or "16GB"),
+    tile, block, device, only
+    (`"z=10:20"` or `{"z": (10, 20)}`), mask, skip_below, sample, tolerance, precision, allow_nan, trust_code, and those
+    of `open_image`: axes, pixel_size, series, stack, level. Raises what `predict` would refuse.
     """
-    opened = open_image(image, **{k: settings.pop(k) for k in OPENING if k in settings})
+    opening = {k: settings.pop(k) for k in OPENING if k in settings}
+    opened = open_image(image, **opening)
     if "memory" in settings:
         settings["memory"] = parse_bytes(settings["memory"])
+    if settings.get("inputs"):
+        settings["inputs"] = {name: open_image(i) for name, i in settings["inputs"].items()}
+    if settings.get("mask") is not None:
+        settings["mask"] = open_image(settings["mask"])
+    if isinstance(settings.get("only"), str):
+        settings["only"] = parse_only(settings["only"])
+    given = {k: settings.pop(k) for k in CHOICES if settings.get(k) is not None}
+    settings = {k: v for k, v in settings.items() if k not in CHOICES}
+    settings["choices"] = Choices(**given)
     return make_plan(package if isinstance(package, Package) else open_package(package), opened, **settings)
 
 
@@ -78,6 +92,9 @@ def predict(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
+    skip_failed: bool = False,
+    scheduler: str = "threads",
+    ome_zarr: str = "0.5",
     watch: Watch | None = None,
     stop: threading.Event | None = None,
     **settings: Any,
@@ -87,51 +104,77 @@ def predict(
     predict(plan, "out.ome.zarr") and predict(package, image, out="out.ome.tif") write and return a `Result`; the same
     call again continues. predict(package, array, axes="yx") returns an array with the axes of the one it was given
     (a channel axis in front where the model adds one), predict(package, data_array) a DataArray with its coordinates;
-    a path or Image gives an Image in memory; nothing is written. settings: as for `plan`.
+    a path or Image gives an Image in memory; nothing is written; a model with several outputs gives a dict of these by
+    name. scheduler: threads, processes:N, tcp://host:port or slurm:... . skip_failed: blocks that cannot be done become
+    holes. ome_zarr: version 0.5 or 0.4. settings: as for `plan`.
     Raises what `plan` refuses, OutputError, ResourceError, BlocksFailed.
     """
+    how: dict[str, Any] = {
+        "overwrite": overwrite, "skip_failed": skip_failed, "scheduler": scheduler, "version": ome_zarr,
+        "watch": watch, "stop": stop,
+    }  # fmt: skip
     if isinstance(model, Plan):
-        return run_plan(model, target, overwrite=overwrite, watch=watch, stop=stop)
+        return run_plan(model, target, **how)
     if out is None:
         made = plan(model, target, **settings)
-        return _as_given(target, made, run_in_memory(made))
+        found = {
+            t.name: _as_given(target, made, t, values)
+            for t, values in zip(made.targets, run_in_memory(made).values(), strict=True)
+        }
+        return found if len(found) > 1 else found[made.targets[0].name]
     place = Place(out)
     if stored := (place.begun() if overwrite else place.stored()):
         settings["facts"] = stored
-    made = plan(model, target, **settings)
-    return run_plan(made, out, overwrite=overwrite, watch=watch, stop=stop)
+    return run_plan(plan(model, target, scheduler=scheduler, **settings), out, **how)
 
 
-def _as_given(target: Any, made: Plan, values: np.ndarray[Any, Any]) -> Any:
+def _as_given(target: Any, made: Plan, what: Target, values: np.ndarray[Any, Any]) -> Any:
     """The result in the axis order of what was given, and as the kind of thing that was given."""
-    given = made.image.source_axes
-    letters = given if canonical(given) == made.out_axes else _with_channels(given, made.out_axes)
-    ordered = values.transpose(permutation(made.out_axes, letters))
+    given, axes = made.image.source_axes, made.axes_of(what)
+    letters = given if canonical(given) == axes else _with_channels(given, axes)
+    ordered = values.transpose(permutation(axes, letters))
     if isinstance(target, Image | str | Path):
         image = open_image(ordered, axes=letters)
-        return replace(image, name=made.image.name, pixel_size=made.image.pixel_size, channels=made.out_channels)
+        return replace(image, name=made.image.name, pixel_size=made.pixel_size_of(what), channels=what.names)
     if not hasattr(target, "dims") or not hasattr(target, "coords"):
         return ordered
     import xarray as xr
 
+    sizes = dict(zip(axes, values.shape, strict=True))
+    part = {a: slice(s.start, s.stop) for a, s in made.part.items() if a in target.dims}
     coords = {
         k: v
-        for k, v in target.coords.items()
-        if all(d in letters and target.sizes[d] == _size(made, d) for d in v.dims)
+        for k, v in target.isel(part).coords.items()
+        if all(d in letters and v.sizes[d] == sizes[str(d)] for d in v.dims)
     }
-    if made.out_channels and "c" not in coords:
-        coords["c"] = list(made.out_channels)
+    if what.names and "c" not in coords:
+        coords["c"] = list(what.names)
     return xr.DataArray(ordered, dims=tuple(letters), coords=coords, attrs=target.attrs, name=target.name)
-
-
-def _size(made: Plan, letter: Any) -> int:
-    return dict(zip(made.out_axes, made.out_shape, strict=True))[str(letter)]
 
 
 def _with_channels(given: str, out_axes: str) -> str:
     """The order given, with c put in front where the model adds channels, or left out where it takes them away."""
     kept = "".join(a for a in given if a in out_axes)
     return kept if len(kept) == len(out_axes) else "c" + kept
+
+
+def parse_only(text: str) -> dict[str, tuple[int | None, int | None]]:
+    """`"z=10:20,y=:512"` -> start and stop by letter, None where open; one number is that position alone.
+
+    Raises SizeError for anything else.
+    """
+    from .zoo.errors import SizeError
+
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for part in text.replace(" ", "").split(","):
+        letter, equals, span = part.partition("=")
+        first, colon, last = span.partition(":")
+        numbers = [n for n in (first, last) if n]
+        if not equals or len(letter) != 1 or not span or any(not n.isdigit() for n in numbers):
+            raise SizeError(f"--only {text!r} names no part of an image.", mend="e.g. --only z=10:20 or t=3,y=0:512")
+        start = int(first) if first else None
+        found[letter] = (start, int(last) if last else None) if colon else (int(first), int(first) + 1)
+    return found
 
 
 def parse_bytes(text: str | float | None) -> int | None:

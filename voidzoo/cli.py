@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import options as opt
 from .zoo.errors import RecipeError, VoidzooError
 
 app = typer.Typer(
@@ -30,32 +31,10 @@ class Method(StrEnum):
     n2v = "n2v"
 
 
-Axes = Annotated[str | None, typer.Option(help="Letters of the image's axes in its order, e.g. zcyx.")]
-PixelSizes = Annotated[str | None, typer.Option(help="In um: y,x or z,y,x, e.g. 2,0.4,0.4.")]
-Series = Annotated[int | None, typer.Option(help="Which image of a file that holds several; 0 is the first.")]
-Stack = Annotated[str | None, typer.Option(help="The axis that the files of a folder run along: t, c or z.")]
-Level = Annotated[int, typer.Option(help="Which level of a pyramid; 0 is the full resolution.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
-Log = Annotated[Path | None, typer.Option(help="Also write every event to this file, one JSON object a line.")]
-Channel = Annotated[str | None, typer.Option(help="Name or number of the channel to read, or all: each by itself.")]
-Memory = Annotated[
-    str | None, typer.Option(help="What the process may take, e.g. 8GB. Default: a quarter of the free.")
-]
-Tile = Annotated[str | None, typer.Option(help="Tile of the network: y,x or z,y,x. Default: chosen to fit.")]
-Block = Annotated[str | None, typer.Option(help="Unit of work and of resuming: y,x or z,y,x. Default: chosen.")]
-Dtype = Annotated[str | None, typer.Option(help="same, uint16, float32, ... Default: the input's for intensities.")]
-Nan = Annotated[bool, typer.Option("--allow-nan", help="Read NaN and infinite pixels as 0 and count them.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there. The only flag that destroys.")]
-
-
 @app.command()
 def look(
-    image: str, axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None, stack: Stack = None,
-    level: Level = 0,
-    json: Json = False,
+    image: opt.ImageName, axes: opt.Axes = None, pixel_size: opt.PixelSizes = None, series: opt.Series = None,
+    stack: opt.Stack = None, level: opt.Level = 0, json: opt.Json = False,
 ) -> None:  # fmt: skip
     """Shape, axes, um, channels, dtype, chunks and size of an image; says what is missing."""
     from .verbs import look as run
@@ -71,14 +50,14 @@ def train(
     recipe: Annotated[Path | None, typer.Option(help="A recipe.yaml, e.g. of another run.")] = None,
     epochs: Annotated[int | None, typer.Option(help="How often all patches are seen.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
-    axes: Axes = None,
-    pixel_size: PixelSizes = None,
-    series: Series = None,
-    stack: Stack = None,
-    device: Device = "auto",
-    allow_nan: Nan = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    axes: opt.Axes = None,
+    pixel_size: opt.PixelSizes = None,
+    series: opt.Series = None,
+    stack: opt.Stack = None,
+    device: opt.Device = "auto",
+    allow_nan: opt.Nan = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train a denoiser on your images. The same command again continues."""
     from .verbs import train as run
@@ -107,8 +86,8 @@ def export(
     author: Annotated[list[str] | None, typer.Option(help="A name; repeatable.")] = None,
     licence: Annotated[str | None, typer.Option("--license", help="SPDX id, e.g. CC-BY-4.0.")] = None,
     weights: Annotated[str, typer.Option(help="best (by validation loss) or last.")] = "best",
-    overwrite: Overwrite = False,
-    json: Json = False,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
 ) -> None:
     """Make a proved bioimage.io package of a training run."""
     from .verbs import export as run
@@ -126,7 +105,7 @@ def export(
 def check(
     package: str,
     keep: Annotated[Path | None, typer.Option(help="Where tensors that differ are kept.")] = None,
-    json: Json = False,
+    json: opt.Json = False,
 ) -> None:
     """Prove a package: checksums, test tensors, whole = tiled, bioimageio.core's own test."""
     from .verbs import check as run
@@ -136,39 +115,58 @@ def check(
 
 @app.command()
 def plan(
-    model: str, image: str, axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None,
-    stack: Stack = None, level: Level = 0, channel: Channel = None, memory: Memory = None, tile: Tile = None,
-    block: Block = None,
-    dtype: Dtype = None, device: Device = "auto", allow_nan: Nan = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Check this place too.")] = None,
-    json: Json = False,
+    model: opt.ModelName, image: opt.ImageName, axes: opt.Axes = None, pixel_size: opt.PixelSizes = None,
+    series: opt.Series = None, stack: opt.Stack = None, level: opt.Level = 0, channel: opt.Channel = None,
+    inputs: opt.Input = None, sample: opt.Sample = None, rescale: opt.Rescale = False, trust_code: opt.Trust = False,
+    precision: opt.Precision = "fp32", tolerance: opt.Tolerance = None, only: opt.Only = None, mask: opt.Mask = None,
+    skip_below: opt.SkipBelow = None, memory: opt.Memory = None, tile: opt.Tile = None, block: opt.Block = None,
+    dtype: opt.Dtype = None, device: opt.Device = "auto", allow_nan: opt.Nan = False, out: opt.MaybeOut = None,
+    overwrite: opt.Overwrite = False, scheduler: opt.Scheduler = "threads", ome_zarr: opt.OmeZarr = "0.5",
+    json: opt.Json = False, _rest: opt.OfPredict = False, _log: opt.LogOfPredict = None,
 ) -> None:  # fmt: skip
     """What predict would do: tiles, memory, disk, time. Writes nothing."""
     from .verbs import plan as run
 
-    settings = _settings(channel, memory, tile, block, dtype, device, allow_nan=allow_nan)
-    run(model, image, out, {**settings, **opening(axes, pixel_size, series, stack, level)}, as_json=json)
+    settings = _settings(
+        channel=channel, inputs=inputs, sample=sample, rescale=rescale, trust_code=trust_code, precision=precision,
+        tolerance=tolerance, only=only, mask=mask, skip_below=skip_below, memory=memory, tile=tile, block=block,
+        dtype=dtype, device=device, allow_nan=allow_nan,
+    )  # fmt: skip
+    settings |= opening(axes, pixel_size, series, stack, level)
+    run(model, image, out, settings, _how(overwrite, scheduler, ome_zarr), as_json=json)
 
 
 @app.command()
 def predict(
-    model: str, images: Annotated[list[str], typer.Argument(metavar="IMAGE...")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".ome.zarr or .ome.tif; a folder for several images.")],
-    axes: Axes = None, pixel_size: PixelSizes = None, series: Series = None, stack: Stack = None, level: Level = 0,
-    channel: Channel = None, memory: Memory = None, tile: Tile = None, block: Block = None, dtype: Dtype = None,
-    device: Device = "auto", allow_nan: Nan = False, overwrite: Overwrite = False, log: Log = None,
-    json: Json = False, quiet: Quiet = False,
+    model: opt.ModelName, images: opt.ImageNames, out: opt.Out, axes: opt.Axes = None,
+    pixel_size: opt.PixelSizes = None, series: opt.Series = None, stack: opt.Stack = None, level: opt.Level = 0,
+    channel: opt.Channel = None, inputs: opt.Input = None, sample: opt.Sample = None, rescale: opt.Rescale = False,
+    trust_code: opt.Trust = False, precision: opt.Precision = "fp32", tolerance: opt.Tolerance = None,
+    only: opt.Only = None, mask: opt.Mask = None, skip_below: opt.SkipBelow = None,
+    skip_failed: opt.SkipFailed = False, preview: opt.Preview = False, memory: opt.Memory = None,
+    tile: opt.Tile = None, block: opt.Block = None, dtype: opt.Dtype = None, device: opt.Device = "auto",
+    allow_nan: opt.Nan = False, overwrite: opt.Overwrite = False, scheduler: opt.Scheduler = "threads",
+    ome_zarr: opt.OmeZarr = "0.5", log: opt.Log = None, json: opt.Json = False, quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
-    """Run a model over images of any size. The same command again continues where it was cut off."""
+    """Run a model over images of any size. The same command again continues."""
     from .verbs import predict as run
+    from .verbs import preview as show
 
-    settings = _settings(channel, memory, tile, block, dtype, device, allow_nan=allow_nan)
+    settings = _settings(
+        channel=channel, inputs=inputs, sample=sample, rescale=rescale, trust_code=trust_code, precision=precision,
+        tolerance=tolerance, only=only, mask=mask, skip_below=skip_below, memory=memory, tile=tile, block=block,
+        dtype=dtype, device=device, allow_nan=allow_nan,
+    )  # fmt: skip
     settings |= opening(axes, pixel_size, series, stack, level)
-    run(model, images, out, settings, _listener(json, quiet, log), overwrite=overwrite)
+    if preview:
+        show(model, images, out, settings, as_json=json, quiet=quiet)
+        return
+    how = {**_how(overwrite, scheduler, ome_zarr), "skip_failed": skip_failed}
+    run(model, images, out, settings, _listener(json, quiet, log, len(images)), how)
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
+def doctor(json: opt.Json = False) -> None:
     """What is installed, and which devices really run a network."""
     from .doctor import doctor as run
 
@@ -178,7 +176,7 @@ def doctor(json: Json = False) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = Path("demo"),
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """The whole way on a real image: train, export, prove, plan, predict, report.html. About 3 minutes."""
     from .demo import demo as run
@@ -195,19 +193,23 @@ def opening(
     return {k: v for k, v in found.items() if v is not None}
 
 
-def _settings(
-    channel: str | None, memory: str | None, tile: str | None, block: str | None, dtype: str | None, device: str,
-    *, allow_nan: bool,
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "channel": channel,
-        "memory": memory,
-        "tile": None if tile is None else _numbers("--tile", tile, int),
-        "block": None if block is None else _numbers("--block", block, int),
-        "dtype": dtype,
-        "device": device,
-        "allow_nan": allow_nan,
-    }
+def _settings(**options: Any) -> dict[str, Any]:
+    """The options of plan and predict as `api.plan` takes them."""
+    for name in ("tile", "block"):
+        if options[name] is not None:
+            options[name] = _numbers(f"--{name}", options[name], int)
+    inputs = {}
+    for pair in options["inputs"] or ():
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise RecipeError(f"--input {pair!r}: NAME=IMAGE is needed.", mend="--input guide=guide.tif")
+        inputs[name] = path
+    return {**options, "inputs": inputs}
+
+
+def _how(overwrite: bool, scheduler: str, ome_zarr: str) -> dict[str, Any]:
+    """What does not change the result."""
+    return {"overwrite": overwrite, "scheduler": scheduler, "ome_zarr": ome_zarr}
 
 
 def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
@@ -230,9 +232,12 @@ def _pair(text: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {text!r}: {value!r} is no value.", mend="--set 'patch=[64, 64]'") from None
 
 
-def _listener(json: bool, quiet: bool, log: Path | None = None) -> Any:
-    from .screen import listener
+def _listener(json: bool, quiet: bool, log: Path | None = None, images: int = 1) -> Any:
+    from .many import Brief
+    from .screen import Logged, listener
 
+    if images > 1 and not (json or quiet):
+        return Brief(images) if log is None else Logged(Brief(images), log)
     return listener(as_json=json, quiet=quiet, log=log)
 
 

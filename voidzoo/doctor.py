@@ -51,7 +51,7 @@ def examine() -> dict[str, Any]:
     import onnxruntime
     import psutil
 
-    from .infer.session import PROVIDERS, cpu_count
+    from .infer.device import PROVIDERS, cpu_count
     from .zoo.version import __version__
 
     onnxruntime.set_default_logger_severity(4)
@@ -88,7 +88,8 @@ def _try(word: str) -> str:
     import numpy as np
     import onnxruntime as ort
 
-    from .infer.session import PROVIDERS, find_device
+    from .infer.arena import DOUBLE
+    from .infer.device import PROVIDERS, find_device
 
     try:
         device = find_device(word)
@@ -97,18 +98,10 @@ def _try(word: str) -> str:
     if word == "cuda" and hasattr(ort, "preload_dlls") and importlib.util.find_spec("nvidia"):
         ort.preload_dlls()
     try:
-        session = ort.InferenceSession(_tiny(), providers=[PROVIDERS[device.kind]])
+        session = ort.InferenceSession(DOUBLE, providers=[PROVIDERS[device.kind]])
         if session.get_providers()[0] != PROVIDERS[device.kind]:
             return "no: its libraries were not found or do not fit; onnxruntime fell back to the CPU"
         y = session.run(None, {"x": np.array([1.5], np.float32)})[0]
     except Exception as error:  # onnxruntime raises its own kinds, without a common base
         return f"no: {str(error).splitlines()[0][:120]}"
     return "runs" if float(y[0]) == 3.0 else "runs, but 1.5 + 1.5 is not 3: do not use it"
-
-
-def _tiny() -> bytes:
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "tiny", [x], [y])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()

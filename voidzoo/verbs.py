@@ -6,6 +6,7 @@ import json
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,13 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from . import api
+from .infer.finish import layers_of
+from .infer.layer import check_layers
 from .infer.place import Place
+from .infer.plan import Plan
 from .infer.report import result_text, size_text
+from .infer.restore import restored_layers
+from .infer.store import Store
+from .infer.tiff import check_tiff
+from .many import DONE, FAILED, HOLES, Index, brief, holes_of, in_words, places, stem
 from .screen import for_people, say, warn
-from .zoo.errors import BlocksFailed, OutputError, RecipeError, VoidzooError, nearest
+from .zoo.errors import BlocksFailed, DependencyError, DeviceError, PackageError, RecipeError, VoidzooError, nearest
 from .zoo.image import Image
 from .zoo.open import open_image
-from .zoo.package import open_package
+from .zoo.package import Package, open_package
 
 
 class Interrupted(VoidzooError):  # noqa: N818  (no error: the user wanted it)
@@ -155,14 +163,17 @@ def check(path: str, keep: Path | None, *, as_json: bool) -> None:
         say(f"proved   {package.name}")
 
 
-def plan(model: str, image: str, out: Path | None, settings: dict[str, Any], *, as_json: bool) -> None:
-    """`voidzoo plan`."""
+def plan(
+    model: str, image: str, out: Path | None, settings: dict[str, Any], how: dict[str, Any], *, as_json: bool
+) -> None:  # fmt: skip
+    """`voidzoo plan`. how: overwrite, scheduler, ome_zarr."""
     place = None if out is None else Place(out)
-    if place is not None and (stored := place.stored()):
+    if place is not None and (stored := place.begun() if how["overwrite"] else place.stored()):
         settings["facts"] = stored
-    made = api.plan(model, image, **settings)
+    made = api.plan(model, image, scheduler=how["scheduler"], **settings)
     if place is not None:
-        place.check(made)
+        _check_written(made, place, how["ome_zarr"])
+        place.check(made, how["overwrite"])
     if as_json:
         say(json.dumps(made.to_json()))
         return
@@ -170,51 +181,107 @@ def plan(model: str, image: str, out: Path | None, settings: dict[str, Any], *, 
     say("Nothing was written. Run the same line with 'predict' to start.")
 
 
+def _check_written(made: Plan, place: Place, version: str) -> None:
+    """Refuse what the format of the result cannot hold, as `predict` would."""
+    layers = layers_of(made, made.targets)
+    layers = layers if made.original is None else restored_layers(made, layers)
+    Store(place.staged, version)
+    check_layers(layers)
+    if place.format == "tiff":
+        check_tiff(layers)
+
+
 def predict(
-    model: str, images: list[str], out: Path, settings: dict[str, Any], watch: Callable[[Any], None], *, overwrite: bool
-) -> None:
-    """`voidzoo predict`."""
+    model: str, images: list[str], out: Path, settings: dict[str, Any], watch: Callable[[Any], None],
+    how: dict[str, Any],
+) -> None:  # fmt: skip
+    """`voidzoo predict`. how: overwrite, skip_failed, scheduler, ome_zarr."""
     package = open_package(model)
-    jobs = _jobs(images, out)
-    failed: list[str] = []
+    jobs = places(images, out)
     with interruptible() as stop:
-        for image, place in jobs:
+        if len(jobs) > 1:
+            _predict_many(package, jobs, out, settings, {**how, "watch": watch, "stop": stop})
+            return
+        try:
+            result = api.predict(package, images[0], out=out, watch=watch, stop=stop, **how, **settings)
+        except KeyboardInterrupt:
+            raise _stopped("blocks") from None
+    if for_people(watch):
+        say(result_text(result))
+    if holes := result.holes or holes_of(out):
+        raise SomeFailed(f"{len(holes)} blocks of {images[0]} failed; they hold 0.", mend="--overwrite  runs it anew")
+
+
+def _stopped(what: str) -> Interrupted:
+    return Interrupted(f"stopped; all finished {what} are safe.", mend="the same command again continues")
+
+
+SAME_FOR_ALL = (PackageError, DeviceError, DependencyError, RecipeError)
+"""Errors that no other image would be spared."""
+
+
+def _predict_many(
+    package: Package, jobs: list[tuple[str, Path]], out: Path, settings: dict[str, Any], how: dict[str, Any]
+) -> None:  # fmt: skip
+    """One image after the other, with one session; those that cannot be done are listed, the others go on."""
+    settings, screen, first = dict(settings), brief(how["watch"]), None
+    with Index(out, jobs) as index:
+        for number, (image, place) in enumerate(jobs, 1):
+            if how["stop"].is_set():
+                raise _stopped("images")
+            start, status, error = time.monotonic(), DONE, ""
             try:
-                result = api.predict(package, image, out=place, overwrite=overwrite, watch=watch, stop=stop, **settings)
+                if holes := _predict_next(package, image, place, settings, how):
+                    status, error = HOLES, "; ".join(holes)
             except KeyboardInterrupt:
-                raise Interrupted(
-                    "stopped; all finished blocks are safe.", mend="the same command again continues"
-                ) from None
-            except VoidzooError as error:
-                if len(jobs) == 1:
-                    raise
-                failed.append(image)
+                raise _stopped("blocks") from None
+            except SAME_FOR_ALL:
+                raise
+            except Exception as fault:  # whatever a reader raises belongs to this image
+                status, error, first = FAILED, in_words(fault), first or fault
                 warn(f"error: {error}")
-                continue
-            if for_people(watch):
-                say(result_text(result))
-    if failed:
+            index.add(image, status, error)
+            if screen is not None:
+                screen.line(number, image, status, time.monotonic() - start)
+    if screen is not None:
+        say(f"index    {index.path}")
+    if failed := index.failed:
         raise SomeFailed(
-            f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed[:5])}{', ...' if failed[5:] else ''}",
-            mend="the same command again does only these",
-        )
+            f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed[:5])}{', ...' if failed[5:] else ''}.",
+            where=str(index.path), mend="the same command again does only these",
+        ) from first  # fmt: skip
 
 
-def _jobs(images: list[str], out: Path) -> list[tuple[str, Path]]:
-    """Which image goes where: one to OUT, several into the folder OUT under their own names."""
-    if len(images) == 1:
-        return [(images[0], out)]
-    if out.suffix:
-        raise OutputError(
-            f"{len(images)} images cannot all become {out}.", mend=f"a folder: -o {out.name.split('.')[0]}"
-        )
-    named = [(image, out / (Path(image).name.split(".")[0] + ".ome.zarr")) for image in images]
-    if len({place for _, place in named}) < len(named):
-        raise OutputError("two of these images have the same name; their results would too.", mend="one folder each")
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; {len(images)} results need a folder.", mend="another -o")
-    out.mkdir(parents=True, exist_ok=True)
-    return named
+def _predict_next(
+    package: Package, image: str, place: Path, settings: dict[str, Any], how: dict[str, Any]
+) -> tuple[str, ...]:  # fmt: skip
+    """One of many images -> its holes. settings keeps the session, which is made once for all."""
+    found = Place(place)
+    stored = found.begun() if how["overwrite"] else found.stored()
+    made = api.plan(package, image, scheduler=how["scheduler"], facts=stored, **settings)
+    settings["session"] = made.session or settings.get("session")
+    return api.predict(made, place, **how).holes or holes_of(place)
+
+
+def preview(
+    model: str, images: list[str], out: Path, settings: dict[str, Any], *, as_json: bool, quiet: bool
+) -> None:  # fmt: skip
+    """`voidzoo predict --preview`: of the first image."""
+    from .preview import preview as run
+
+    picture = out.with_name(stem(out) + ".preview.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    seen = run(model, images[0], picture, settings)
+    if as_json:
+        say(json.dumps({"picture": str(picture), "image": images[0], "region": seen.region, "notes": seen.notes}))
+    if as_json or quiet:
+        return
+    for note in seen.notes:
+        say(f"note     {note}")
+    others = f" (the first of {len(images)} images)" if len(images) > 1 else ""
+    say(f"region   {seen.where} of {seen.plan.image.name}{others}")
+    say(f"picture  {picture}   black and white are said in it; intensities have one grey scale before and after")
+    say("Nothing else was written. The same line without --preview runs the whole image.")
 
 
 @contextmanager
@@ -237,4 +304,4 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["BlocksFailed", "Interrupted", "check", "export", "look", "plan", "predict", "train"]
+__all__ = ["BlocksFailed", "Interrupted", "check", "export", "look", "plan", "predict", "preview", "train"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,31 +16,47 @@ axes = st.builds(
     step=st.sampled_from([1, 2, 3, 4, 8, 16, 32]),
     minimum=st.integers(1, 120),
     halo=st.integers(0, 60),
+    lead=st.sampled_from([0, 0, 0, 1, 6, 20]),
 )
 
 
 @settings(max_examples=1500, deadline=None)
 @given(axes, st.integers(1, 40), st.integers(0, 300))
 def test_tiles_are_right_along_an_axis(axis: Axis, block_steps: int, more: int) -> None:
-    tile = axis.smallest_tile + more
-    assert axis.extended >= max(axis.size, axis.minimum)
-    assert axis.extended % axis.step == 0
-    for block in blocks(axis.size, block_steps * axis.step):
+    check(axis, block_steps * axis.step, axis.smallest_tile + more)
+
+
+@settings(max_examples=500, deadline=None)
+@given(axes, st.integers(1, 40), st.integers(1, 50))
+def test_tiles_of_a_fixed_size(axis: Axis, block_steps: int, more: int) -> None:
+    fixed = replace(axis, minimum=axis.margin + axis.spoilt + axis.step * more, fixed=True)
+    check(fixed, block_steps * axis.step, fixed.minimum)
+
+
+def check(axis: Axis, size: int, tile: int) -> None:
+    assert axis.extended >= max(axis.size + 2 * axis.lead, axis.minimum)
+    assert (axis.extended - axis.minimum) % axis.step == 0
+    end = axis.lead + axis.size
+    for block in blocks(axis.size, size):
         region = axis.read_for(block)
         assert 0 <= region.start < region.stop <= axis.extended
-        assert region.start % axis.step == region.stop % axis.step == 0
-        if region.stop > axis.size and region.start > 0:  # the mirrored end must be in what is read
-            assert axis.size - region.start >= region.stop - axis.size
+        assert region.start % axis.step == (region.size - axis.minimum) % axis.step == 0
+        if region.stop > end and region.start > 0:  # the mirrored end must be in what is read
+            assert end - region.start >= region.stop - end
+        if region.start == 0:  # and so the mirrored start
+            assert region.stop >= min(2 * axis.lead, axis.extended)
         position = block.start
         for t in axis.tiles(block, tile):
             assert t.keep.start == position
             position = t.keep.stop
             assert region.start <= t.read.start
             assert t.read.stop <= region.stop
-            assert t.read.start % axis.step == t.read.size % axis.step == 0
-            assert min(axis.minimum, axis.extended) <= t.read.size <= tile
-            assert t.read.start == 0 or t.keep.start - t.read.start >= axis.halo
-            assert t.read.stop == axis.extended or t.read.stop - t.keep.stop >= axis.halo
+            assert t.read.start % axis.step == (t.read.size - axis.minimum) % axis.step == 0
+            assert axis.minimum <= t.read.size <= tile
+            assert not axis.fixed or t.read.size == axis.minimum
+            first, last = t.keep.start + axis.lead, t.keep.stop + axis.lead
+            assert first - t.read.start >= (axis.lead if t.read.start == 0 else axis.spoilt)
+            assert t.read.stop - last >= (axis.lead if t.read.stop == axis.extended else axis.spoilt)
         assert position == block.stop
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from voidzoo.infer.events import BlockDone, PlanMade
 from voidzoo.infer.place import Place
 from voidzoo.zoo.errors import AxesError, DeviceError, DtypeError, OutputError, ResourceError, SizeError
 from voidzoo.zoo.package import Package
+from voidzoo.zoo.readers.cache import ChunkCache
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,11 @@ class Unread:
     shape: tuple[int, ...]
     dtype: Any = field(default_factory=lambda: np.dtype("uint16"))
     chunks: tuple[int, ...] = (1024, 1024)
+    cache: ChunkCache = field(default_factory=ChunkCache)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def with_cache(self, cache: ChunkCache) -> Any:
+        return replace(self, cache=cache)
 
     def read(self, slices: tuple[slice, ...]) -> Any:
         raise AssertionError("a pixel was read")
@@ -241,6 +247,57 @@ def test_the_place_is_checked_before_the_work(
     with pytest.raises(OutputError, match=r"t\.ome\.zarr\.part exists and was not made by voidzoo"):
         vz.predict(p, tmp_path / "t.ome.zarr")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["t.ome.zarr.part"]
+
+
+def test_what_was_measured_is_remembered(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan for a result that is there, of either format, with or without sizes that were asked for: no probe."""
+    x = micrograph(np.random.default_rng(), (200, 260))
+    tifffile.imwrite(tmp_path / "a.tif", x)
+    for name, asked in (("o.ome.zarr", {}), ("o.ome.tif", {}), ("b.ome.zarr", {"block": (128, 128)}),
+                        ("t.ome.tif", {"tile": (128, 132), "block": (100, 256)})):  # fmt: skip
+        first = vz.predict(package, tmp_path / "a.tif", out=tmp_path / name, device="cpu", **asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan_module, "_measure", None)
+            again = vz.predict(package, tmp_path / "a.tif", out=tmp_path / name, device="cpu", **asked)
+        assert again.blocks == 0
+        assert again.plan.identity == first.plan.identity
+        with pytest.raises(OutputError, match="begun with another plan"):
+            vz.predict(package, tmp_path / "a.tif", out=tmp_path / name, device="cpu", **{**asked, "tile": (64, 64)})
+
+
+def test_steps_that_the_graph_asks_for_are_pinned(tmp_path: Path) -> None:
+    """A package that says step 1 for a network on a grid of 2: a run that continues starts its tiles on that grid."""
+    from tests import onnx_net as nets
+    from tests.model_zoo import write
+    from tests.whole_image import Design, In, Out
+
+    sizes = {"y": (16, 2), "x": (16, 2)}
+    design = Design([In("raw", "bcyx", sizes)], [Out("out", "bcyx", {"y": 6, "x": 6})])
+    path = write(tmp_path / "odd", design, nets.pooled).path
+    text = (path / "rdf.yaml").read_text()
+    assert text.count("step: 2") == 2
+    (path / "rdf.yaml").write_text(text.replace("step: 2", "step: 1"))
+    x = micrograph(np.random.default_rng(), (90, 101))
+    plan = vz.plan(path, x, axes="yx", device="cpu", block=(32, 32))
+    assert {a: axis.step for a, axis in plan.model_axes.items()} == {"y": 2, "x": 2}
+    again = vz.plan(path, x, axes="yx", device="cpu", block=(32, 32), facts=plan.to_json())
+    assert again.model_axes == plan.model_axes
+    assert again.identity == plan.identity
+
+
+def test_notes_and_what_was_measured_are_in_the_json(package: Package) -> None:
+    """Halo facts, the difference of float16 and all notes come back with a stored plan."""
+    x = micrograph(np.random.default_rng(), (200, 260))
+    plan = vz.plan(package, x, axes="yx", device="cpu", precision="fp16", tolerance=1e-3)
+    facts = json.loads(json.dumps(plan.to_json()))
+    assert facts["notes"] == list(plan.notes)
+    assert len(plan.notes) == 2
+    again = vz.plan(package, x, axes="yx", device="cpu", precision="fp16", tolerance=1e-3, facts=facts)
+    assert (again.notes, again.halo_facts, again.precision_error) == (
+        plan.notes,
+        facts["halo_facts"],
+        plan.precision_error,
+    )
 
 
 def test_pixel_sizes_that_do_not_fit_are_noted(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_written_zarr_is_valid_ome_zarr(packages: dict[str, Package], tmp_path: 
 def test_many_chunks_become_shards(
     packages: dict[str, Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voidzoo.infer.store.MANY_CHUNKS", 3)
+    monkeypatch.setattr("voidzoo.infer.layer.MANY_CHUNKS", 3)
     x = micrograph(np.random.default_rng(8), (2, 600, 520))
     vz.predict(packages["2d-depth1"], x, axes="zyx", out=tmp_path / "o.ome.zarr", device="cpu")
     array = zarr.open_array(tmp_path / "o.ome.zarr" / "0", mode="r")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import voidzoo as vz
 from tests.packages import make_package, micrograph
-from voidzoo.infer.pyramid import PIECE, mean, pyramid
+from voidzoo.infer.pyramid import PIECE, mean, nearest, pyramid
 from voidzoo.zoo.image import PixelSize
 
 
@@ -39,6 +39,47 @@ def test_mean_equals_a_slow_one(shape: tuple[int, ...], step: tuple[int, ...], d
     assert found.dtype == values.dtype
     limit = 1e-4 if np.dtype(dtype).kind == "f" else 0.5 + 1e-9
     assert np.abs(found.astype(np.float64) - expected).max() <= limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)),
+    st.sampled_from(["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]),
+    st.integers(0, 9999),
+)
+def test_whole_numbers_are_rounded_halves_up_at_any_size(
+    shape: tuple[int, ...], step: tuple[int, ...], dtype: str, seed: int
+) -> None:
+    """In exact arithmetic, over the whole range of the dtype: no sum overflows."""
+    rng, info = np.random.default_rng(seed), np.iinfo(dtype)
+    values = rng.choice(np.array([info.min, info.max, info.max - 1, 0, 1, 2], dtype), shape)
+    found = mean(values, step)
+    assert found.dtype == values.dtype
+    for index in np.ndindex(*found.shape):
+        window = values[tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, step, strict=True))]
+        total = 2 * sum(int(v) for v in window.ravel()) + window.size
+        assert int(found[index]) == total // (2 * window.size)
+
+
+def test_means_of_float64_are_float64() -> None:
+    values = np.random.default_rng().normal(1e9, 1e-3, (6, 8))
+    assert np.allclose(mean(values, (2, 2)), values.reshape(3, 2, 4, 2).mean((1, 3)), rtol=1e-15, atol=0)
+
+
+def test_means_of_float16_do_not_overflow() -> None:
+    values = np.random.default_rng().uniform(3e4, 6e4, (4, 6)).astype(np.float16)
+    found = mean(values, (2, 2))
+    expected = values.astype(np.float64).reshape(2, 2, 3, 2).mean((1, 3))
+    assert found.dtype == np.float16
+    assert np.abs(found - expected).max() <= 16, "the spacing of float16 there is 32"
+
+
+def test_labels_are_sampled() -> None:
+    """The first of each window, whatever its neighbours are: no label is made up."""
+    labels = np.random.default_rng().integers(0, 2**32, (3, 7, 9), np.uint32)
+    assert np.array_equal(nearest(labels, (1, 2, 2)), labels[:, ::2, ::2])
+    assert np.array_equal(nearest(labels, (2, 2, 1)), labels[::2, ::2])
 
 
 def test_mean_of_a_large_array_is_made_in_pieces() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
 import voidzoo as vz
 from tests.packages import make_package, micrograph
+from voidzoo.infer.blocks import BlockReport
 from voidzoo.infer.ledger import Ledger
-from voidzoo.infer.run import Engine
+from voidzoo.infer.place import Place
 from voidzoo.zoo.package import Package
 
 
@@ -196,19 +199,17 @@ def test_a_kill_after_the_move_to_out_needs_no_second_run(
     package: Package, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OUT is whole and OUT.part still there: the same command sees that, and cleans up."""
-    from voidzoo.infer import place
+    real = Place.clear
 
-    real = place._remove
-
-    def killed(path: Path) -> None:
-        if path.name.endswith(".part") and path.exists() and (tmp_path / "o.ome.zarr").exists():
+    def killed(self: Place) -> None:
+        if self.out.exists():
             raise KeyboardInterrupt
-        real(path)
+        real(self)
 
-    monkeypatch.setattr(place, "_remove", killed)
+    monkeypatch.setattr(Place, "clear", killed)
     with pytest.raises(KeyboardInterrupt):
         vz.predict(package, source, out=tmp_path / "o.ome.zarr", device="cpu")
-    monkeypatch.setattr(place, "_remove", real)
+    monkeypatch.setattr(Place, "clear", real)
     assert (tmp_path / "o.ome.zarr.part").exists()
     assert vz.predict(package, source, out=tmp_path / "o.ome.zarr", device="cpu").blocks == 0
     assert not (tmp_path / "o.ome.zarr.part").exists()
@@ -226,68 +227,152 @@ def test_a_ledger_without_its_image_counts_for_nothing(package: Package, source:
     assert vz.predict(package, source, **settings).blocks == 3 * 64
 
 
-def test_a_torn_ledger_line_is_done_again(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    line = '{"index": 3, "voxels": 10, "clipped": 0, "mapped": 0}\n'
-    path.write_text(line + '{"index": 4, "vox')
-    ledger = Ledger(path)
-    assert set(ledger.done) == {3}
+def test_a_result_is_not_continued_in_another_version_of_ome_zarr(
+    package: Package, source: Path, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    settings: dict[str, Any] = {"out": tmp_path / "o.ome.zarr", "device": "cpu", "block": (128, 128)}
+    cut: dict[str, Any] = {"stop": stop, "watch": lambda e: stop.set() if isinstance(e, vz.BlockDone) else None}
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(package, source, ome_zarr="0.5", **cut, **settings)
+    with pytest.raises(vz.VoidzooError, match=r"begun as OME-Zarr 0.5, not 0.4(.|\n)*--ome-zarr 0.5"):
+        vz.predict(package, source, ome_zarr="0.4", **settings)
+    stop.clear()
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(package, source, ome_zarr="0.4", overwrite=True, **cut, **settings)
+    result = vz.predict(package, source, ome_zarr="0.4", overwrite=True, **settings)
+    assert 0 < result.blocks < 3 * 16, "what was begun as 0.4 goes on as that"
+    assert not list((tmp_path / "o.ome.zarr").rglob("zarr.json"))
+    assert np.array_equal(pixels(tmp_path / "o.ome.zarr"), vz.predict(package, source, device="cpu").read())
+    with pytest.raises(vz.VoidzooError, match=r"begun as OME-Zarr 0.4, not 0.5"):
+        vz.predict(package, source, **settings)
+
+
+# ---- the ledger ------------------------------------------------------------------------------------------------------
+
+
+def block(index: int) -> BlockReport:
+    return BlockReport(index, 10 * index, clipped=index % 3, tile=(8, 16))
+
+
+def killed(ledger: Ledger) -> None:
+    """A kill: nothing of what `close` does is done, but the system still has every line."""
+    ledger._file.close()
+
+
+def booted(monkeypatch: pytest.MonkeyPatch, boot: str) -> None:
+    monkeypatch.setattr("voidzoo.infer.ledger.boot", lambda: boot)
+
+
+def test_the_ledger_has_each_block_as_soon_as_it_is_told(tmp_path: Path) -> None:
+    """Another reader sees a line before `add` returns; what was read is what was written."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for i in range(20):
+        ledger.add(block(i))
+        assert Ledger.peek(tmp_path / "ledger.jsonl") == {k: block(k) for k in range(i + 1)}
+        if i % 4 == 3:
+            ledger.confirm(4)
     ledger.close()
-    assert path.read_text() == line
+    assert Ledger.peek(tmp_path / "ledger.jsonl") == {k: block(k) for k in range(20)}
 
 
-def test_a_block_that_fails_leaves_the_others(
-    package: Package, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_after_a_kill_every_line_counts_and_after_a_power_cut_those_that_the_disk_confirmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, broken = Engine.work, {"on": True}
-
-    def work(self: Engine, index: int) -> Any:
-        if index == 2 and broken["on"]:
-            monkeypatch.setattr(type(self.plan.image), "read", _unreadable)
-            try:
-                return real(self, index)
-            finally:
-                monkeypatch.setattr(type(self.plan.image), "read", reading)
-        return real(self, index)
-
-    def _unreadable(self: Any, region: Any = None) -> Any:
-        raise OSError("read error in page 2")
-
-    reading = vz.Image.read
-    monkeypatch.setattr(Engine, "work", work)
-    out = tmp_path / "o.ome.zarr"
-    with pytest.raises(
-        vz.VoidzooError, match=r"1 of 3 blocks failed; the 2 finished ones are kept(.|\n)*page 2(.|\n)*z 2:3"
-    ):
-        vz.predict(package, source, out=out, device="cpu")
-    assert not out.exists()
-    broken["on"] = False
-    assert vz.predict(package, source, out=out, device="cpu").blocks == 1
+    path = tmp_path / "ledger.jsonl"
+    booted(monkeypatch, "monday")
+    ledger = Ledger(path)
+    for i in (5, 3, 9, 7):
+        ledger.add(block(i))
+    ledger.confirm(3)
+    killed(ledger)
+    assert list(Ledger.peek(path)) == [5, 3, 9, 7], "in the order in which they were done"
+    booted(monkeypatch, "tuesday")
+    assert list(Ledger.peek(path)) == [5, 3, 9]
+    booted(monkeypatch, "")  # a system that does not tell when it was started
+    assert list(Ledger.peek(path)) == [5, 3, 9]
+    booted(monkeypatch, "tuesday")
+    ledger = Ledger(path)
+    assert list(ledger.done) == [5, 3, 9]
+    ledger.add(block(7))
+    killed(ledger)
+    assert list(Ledger.peek(path)) == [5, 3, 9, 7]
+    booted(monkeypatch, "wednesday")
+    assert list(Ledger.peek(path)) == [5, 3, 9]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="mounts a small file system")
-def test_a_full_disk_is_foreseen_and_survived(
-    package: Package, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a real file system of 700 kB: the plan refuses; when it fills up all the same, the command continues later."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)], capture_output=True, check=False
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere only what is confirmed counts")
+def test_what_a_killed_session_wrote_is_confirmed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut after the move to OUT could take blocks out of a result that is called complete."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for i in range(6):
+        ledger.add(block(i))
+    ledger.confirm(2)
+    killed(ledger)
+    killed(Ledger(path))
+    booted(monkeypatch, "tomorrow")
+    assert Ledger.peek(path) == {i: block(i) for i in range(6)}
+
+
+def test_blocks_that_the_disk_refused_are_done_again(tmp_path: Path) -> None:
+    """Data that could not be synced may be lost although it was written: its lines go when the ledger is closed."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for i in range(6):
+        ledger.add(block(i))
+    ledger.confirm(4)
+    ledger.close()
+    assert set(Ledger.peek(path)) == {0, 1, 2, 3}
+
+
+@given(st.data())
+def test_a_ledger_cut_anywhere_has_all_blocks_of_its_whole_lines(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.jsonl"
+        ledger = Ledger(path)
+        lengths = [path.stat().st_size]
+        for i in range(8):
+            ledger.add(block(i))
+            lengths.append(path.stat().st_size)
+        killed(ledger)
+        cut = data.draw(st.integers(0, lengths[-1]))
+        with path.open("r+b") as file:
+            file.truncate(cut)
+        whole = max(0, sum(length <= cut for length in lengths) - 1)
+        ledger = Ledger(path)
+        assert set(ledger.done) == set(range(whole))
+        ledger.add(block(99))
+        ledger.confirm(1)
+        ledger.close()
+        assert set(Ledger.peek(path)) == {*range(whole), 99}, "and the next line is whole"
+
+
+def test_behind_spoilt_lines_nothing_of_that_session_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may leave zeros where a line was, and lines after it: which blocks they confirm is unknown."""
+    path = tmp_path / "ledger.jsonl"
+    booted(monkeypatch, "monday")
+    ledger = Ledger(path)
+    for i in range(4):
+        ledger.add(block(i))
+    ledger.confirm(4)
+    ledger.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = bytes(len(lines[2]) - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+    booted(monkeypatch, "tuesday")
+    ledger = Ledger(path)
+    assert set(ledger.done) == set(), "the line that confirms lies behind"
+    ledger.add(block(1))
+    ledger.confirm(1)
+    ledger.close()
+    assert set(Ledger.peek(path)) == {1}
+
+
+def test_a_ledger_of_before_is_read(tmp_path: Path) -> None:
+    """Lines without a session, or of fields that are not known, are nothing to build on."""
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(
+        '{"index": 3, "voxels": 10, "clipped": 0, "mapped": 0}\n{"boot": "x"}\n{"index": 4, "colour": 1}\n[]\n7\n'
     )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small file system")
-    try:
-        out = small / "o.ome.zarr"
-        with pytest.raises(vz.VoidzooError, match=r"the result needs up to 0.0018 GB; .* has 0.000717 GB free"):
-            vz.predict(package, source, out=out, device="cpu", block=(128, 128))
-        monkeypatch.setattr("voidzoo.infer.place.Place._check_disk", lambda self, plan: None)
-        with pytest.raises(vz.VoidzooError, match="No space left"):
-            vz.predict(package, source, out=out, device="cpu", block=(128, 128))
-        assert not out.exists()
-        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-        result = vz.predict(package, source, out=out, device="cpu", block=(128, 128))
-        assert 0 < result.blocks < 3 * 16, "what was written before the disk was full is kept"
-        assert np.array_equal(pixels(out), vz.predict(package, source, device="cpu").read())
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    assert Ledger.peek(path) == {}

@@ -1,0 +1,83 @@
+"""A short run of a network on random tiles: how fast it is, how much memory it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..zoo.errors import PackageError, VoidzooError
+from .onnx_network import first_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .session import Session
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a short run measured: input voxels per second of all workers, and bytes of working memory per input voxel
+    of one of them.
+    """
+
+    voxels_per_second: float
+    bytes_per_voxel: float
+
+
+def probe(session: Session, shape: Sequence[int], seconds: float = 0.05) -> Probe:
+    """Measure speed and working memory on random tiles of `shape` (n, c, *space) in a session that is still new.
+
+    The working memory is what the process grew by in the first run: onnxruntime's arena keeps all it took.
+    """
+    import psutil
+
+    process = psutil.Process()
+    x = random_feeds(session, shape)
+    before = process.memory_info().rss
+    with ThreadPoolExecutor(session.workers) as pool:
+
+        def together() -> float:
+            start = time.perf_counter()
+            list(pool.map(lambda _: _run(session, x), range(session.workers)))
+            return time.perf_counter() - start
+
+        together()
+        grown = max(0, process.memory_info().rss - before) / session.workers
+        best, until = float("inf"), time.perf_counter() + seconds
+        while True:
+            best = min(best, together())
+            if time.perf_counter() >= until:
+                return Probe(session.workers * _voxels(x[0]) / best, grown / _voxels(x[0]))
+
+
+def random_feeds(session: Session, shape: Sequence[int]) -> list[NDArray[Any]]:
+    """Random tiles for all inputs, given the shape (n, c, *space) of the main one."""
+    rng = np.random.default_rng(0)
+    space = session.geometry.space
+    found = []
+    for port in session.geometry.inputs:
+        if port.whole:
+            sizes = [(axis.size or axis.minimum) if (axis := port.tensor.axis(a)) else 1 for a in port.space]
+        else:
+            sizes = [int(shape[2 + space.index(a)] * port.ratio.get(a, 1)) for a in port.space]
+        found.append(rng.random((shape[0], port.channels, *sizes), dtype=np.float32))
+    return found
+
+
+def _run(session: Session, x: Sequence[NDArray[Any]]) -> None:
+    try:
+        session.run(x)
+    except VoidzooError:
+        raise
+    except Exception as error:  # onnxruntime raises its own kinds, without a common base
+        raise PackageError("the network cannot run on a tile of a size that its package calls legal.",
+                           where=f"input {x[0].shape}: {first_line(error)}") from error  # fmt: skip
+
+
+def _voxels(x: NDArray[Any]) -> int:
+    return x.size // x.shape[1]
