@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick lint bench clean
+.PHONY: demo test quick lint bench bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/voidzoo demo -o demo
@@ -23,6 +23,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/inference.py --json benchmarks/results/inference.json
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,cuda]"
+	$(BIN)/python benchmarks/inference.py --device cuda --json benchmarks/results/inference-gpu.json
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

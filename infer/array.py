@@ -55,7 +55,8 @@ class DurableArray:
             if size:
                 files.append(file)
                 nbytes += size
-            folders.update(self._folders(file))
+            if size or os.path.isdir(file.rpartition("/")[0]):  # noqa: PTH112 - no folder is made for zeros
+                folders.update(self._folders(file))
         return Written(tuple(files), tuple(sorted(folders)), nbytes)
 
     def erase(self, part: Part) -> Written:

@@ -30,7 +30,8 @@ class BlockReport:
 
     voxels: of the image. clipped: values beyond the dtype's range. mapped: NaN or infinite inputs read as 0. skipped:
     not run, because the mask or its values say that nothing is there. decoded: bytes of the image decoded for it.
-    tile: that of the network where the planned one did not fit the memory, else empty.
+    tile: that of the network where the planned one did not fit the memory, else empty. started: when it was read and
+    the network could begin, in seconds since 1970.
     """
 
     index: int
@@ -40,6 +41,7 @@ class BlockReport:
     skipped: bool = False
     decoded: int = 0
     tile: tuple[int, ...] = ()
+    started: float = 0.0
 
 
 @dataclass(frozen=True)

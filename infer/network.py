@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..zoo.package import Package
     from ..zoo.statistics import Wanted
     from .plan import Plan
     from .processing import Processing
@@ -102,9 +104,27 @@ def processing_of(plan: Plan) -> Processing | None:
     package = plan.package
     if not any(_real(s) for t in (*package.inputs, *package.outputs) for s in t.steps):
         return None
+    return _made(_This(package), plan.choices.sample, plan.choices.trust_code)
+
+
+class _This:
+    """A package as a key: it and no other."""
+
+    def __init__(self, package: Package) -> None:
+        self.package = package
+
+    def __hash__(self) -> int:
+        return id(self.package)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _This) and other.package is self.package
+
+
+@lru_cache(maxsize=8)  # making bioimageio.core's operators takes longer than a small image
+def _made(this: _This, sample: str, trust_code: bool) -> Processing:
     from .processing import Processing
 
-    return Processing(package, plan.choices.sample, trust_code=plan.choices.trust_code)
+    return Processing(this.package, sample, trust_code=trust_code)
 
 
 def _real(step: Any) -> bool:

@@ -196,8 +196,10 @@ class _Job:
             return blocks, _holes(failed)
         raw = replace(plan, targets=raw_targets(plan))
         arrays = self._staged(raw, "raw.zarr")
-        _, lost = self._pass(plan, RawWork(raw, arrays, measured), plan.n_blocks, RAW_LEDGER, skip_failed=skip_failed,
-                             behind=(RAW_STATISTICS, LEDGER, RESTORE_LEDGER))  # fmt: skip
+        found_raw, lost = self._pass(
+            plan, RawWork(raw, arrays, measured), plan.n_blocks, RAW_LEDGER, skip_failed=skip_failed,
+            behind=(RAW_STATISTICS, LEDGER, RESTORE_LEDGER),
+        )  # fmt: skip
         self.tell(StageStarted("statistics"))
         found = load_or_measure(plan, place.part / RAW_STATISTICS, network.wanted_of_outputs,
                                 {t.port.id: (t, c) for t, c in zip(raw.targets, arrays, strict=True)})  # fmt: skip
@@ -205,6 +207,7 @@ class _Job:
         finish = FinishWork(plan, sinks, both, arrays)
         blocks, failed = self._pass(plan, finish, plan.n_blocks, LEDGER, skip_failed=skip_failed, lost=lost,
                                     behind=(RESTORE_LEDGER,))  # fmt: skip
+        blocks = {i: replace(r, mapped=found_raw[i].mapped, tile=found_raw[i].tile) for i, r in blocks.items()}
         return blocks, _holes(failed)
 
     def _pass(
@@ -352,7 +355,7 @@ def run_in_memory(plan: Plan) -> dict[str, NDArray[Any]]:
     if not network.later:
         return _into_memory(plan, lambda sinks: BlockWork(plan, sinks, measured))
     raw = replace(plan, targets=raw_targets(plan))
-    results = _into_memory(raw, lambda sinks: BlockWork(raw, sinks, measured))
+    results = _into_memory(raw, lambda sinks: RawWork(raw, sinks, measured))
     arrays = [_InMemory(results[t.name]) for t in raw.targets]
     found = load_or_measure(plan, None, network.wanted_of_outputs,
                             {t.port.id: (t, a) for t, a in zip(raw.targets, arrays, strict=True)})  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,10 +109,10 @@ class BlockWork:
         spans = self.plan.block_spans(index)
         try:
             done = self.do(spans)
-            parts = [self.plan.part_of(target, spans) for target in self.plan.targets]
             if done is None:
-                written = [s.erase(part) for s, part in zip(self.sinks, parts, strict=True)]
+                written = self.leave_hole(index)
             else:
+                parts = [self.plan.part_of(target, spans) for target in self.plan.targets]
                 written = [s.write(part, v) for s, part, v in zip(self.sinks, parts, done.arrays, strict=True)]
         except Exception as error:  # whatever a reader, the network or the disk raises belongs to this block
             return BlockFailed(index, ", ".join(f"{a} {s.start}:{s.stop}" for a, s in spans.items()), error)
@@ -120,10 +121,11 @@ class BlockWork:
         if done is None:
             return Outcome(BlockReport(index, voxels, skipped=True, decoded=decoded), written)
         tile = tuple(done.tile.values())
-        return Outcome(BlockReport(index, voxels, done.clipped, done.mapped, decoded=decoded, tile=tile), written)
+        report = BlockReport(index, voxels, done.clipped, done.mapped, decoded=decoded, tile=tile, started=done.started)
+        return Outcome(report, written)
 
     def leave_hole(self, index: int) -> list[Any]:
-        """Set a block that cannot be done to 0, so that nothing half-written is left of it."""
+        """Set a block that is skipped or cannot be done to 0, so that nothing half-written is left of it."""
         spans = self.plan.block_spans(index)
         return [s.erase(self.plan.part_of(t, spans)) for t, s in zip(self.plan.targets, self.sinks, strict=True)]
 
@@ -135,11 +137,12 @@ class BlockWork:
         pixels = read_block(plan, crew.network, spans)
         if plan.choices.skip_below is not None and pixels.brightest() < plan.choices.skip_below:
             return None
+        started = round(time.time(), 3)
         while True:
             tile = crew.tile or plan.tile
             try:
                 arrays, clipped = predict_block(plan, crew.network, pixels, spans, self.measured, crew.turn, tile)
-                return Predicted(arrays, clipped, pixels.mapped, crew.tile)
+                return Predicted(arrays, clipped, pixels.mapped, crew.tile, started)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -150,7 +153,7 @@ class RawWork(BlockWork):
     """Leaves what the network returned for block number i, until the statistics of the whole sample are known."""
 
     def leave_hole(self, index: int) -> list[Any]:
-        """Set a block that cannot be done to NaN, which statistics leave out."""
+        """Set a block that is skipped or cannot be done to NaN, which statistics leave out."""
         spans = self.plan.block_spans(index)
         parts = [self.plan.part_of(t, spans) for t in self.plan.targets]
         nothing = [np.full([s.stop - s.start for s in part], np.nan, np.float32) for part in parts]
@@ -168,11 +171,13 @@ class FinishWork(BlockWork):
         self.raw = [first_level(a) for a in raw]
 
     def do(self, spans: Mapping[str, Span]) -> Predicted | None:
-        """Postprocess a block."""
+        """Postprocess a block; None for one that was skipped."""
         plan = self.plan
         arrays = []
         for target, array in zip(raw_targets(plan), self.raw, strict=True):
             arrays.append(canonical(plan, target, array.read(plan.part_of(target, spans))))
+        if all(np.isnan(values).all() for values in arrays):
+            return None
         done, clipped = finish_block(plan, self.crew.network, arrays, spans, self.measured)
         return Predicted(done, clipped, 0)
 
@@ -185,6 +190,7 @@ class Predicted:
     clipped: int
     mapped: int
     tile: Mapping[str, int] = field(default_factory=dict)
+    started: float = 0.0
 
 
 def canonical(plan: Plan, target: Any, values: NDArray[Any]) -> NDArray[Any]:

@@ -326,6 +326,29 @@ def test_blocks_that_the_disk_refused_are_done_again(tmp_path: Path) -> None:
     assert set(Ledger.peek(path)) == {0, 1, 2, 3}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_line_that_the_disk_has_no_room_for_is_not_there_at_all(tmp_path: Path) -> None:
+    """A real limit on the size of files ends the write in the middle of the line; the next ones are whole again."""
+    import resource
+
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.add(block(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            ledger.add(block(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert set(ledger.done) == {1}
+    ledger.add(block(3))
+    ledger.confirm(2)
+    ledger.close()
+    assert Ledger.peek(path) == {1: block(1), 3: block(3)}
+
+
 @given(st.data())
 def test_a_ledger_cut_anywhere_has_all_blocks_of_its_whole_lines(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

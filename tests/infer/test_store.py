@@ -455,3 +455,12 @@ def test_a_sync_that_fails_is_told_and_nothing_is_handed_on(tmp_path: Path) -> N
 
     with pytest.raises(ZeroDivisionError):  # not hidden by the sync's
         lane()
+
+
+def test_a_block_of_nothing_but_zeros_is_written_and_synced(tmp_path: Path) -> None:
+    """No file and no folder is made for it: the disk has nothing to confirm."""
+    spec = Layer("", "zyx", (2, 64, 64), "uint16", (1, 32, 32), (1, 64, 64), PixelSize())
+    store = Store(tmp_path / "o.zarr")
+    store.create([spec])
+    sync([store.cascade(spec).write((slice(0, 1), slice(0, 64), slice(0, 64)), np.zeros((1, 64, 64), np.uint16))])
+    assert not zarr.open_array(tmp_path / "o.zarr" / "0", mode="r")[:].any()
