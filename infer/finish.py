@@ -71,6 +71,8 @@ def publish(
         place.publish(place.staged)
         return
     tell(StageStarted("tiff"))
+    if happened["holes"]:
+        ours["holes"] = happened["holes"]
     made = place.part / "image.ome.tif"
     write_tiff(made, layers, [c.arrays for c in cascades], name, ours, threads=plan.lanes)
     sync_file(made)

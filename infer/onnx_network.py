@@ -38,15 +38,14 @@ class OnnxNetwork:
         provider = PROVIDERS[device.kind]
         wanted = [(provider, {"device_id": device.index})] if device.kind in INDEXED else [provider]
         try:
-            self._session = ort.InferenceSession(weights, options, providers=wanted)
+            alone = {} if device.kind == "cpu" else {"enable_fallback": 0}  # it prints, and runs on the CPU instead
+            self._session = ort.InferenceSession(weights, options, providers=wanted, **alone)
         except Exception as error:  # onnxruntime raises its own kinds, without a common base
+            if device.kind != "cpu":
+                raise _not_this_device(device, first_line(error)) from error
             raise PackageError(f"onnxruntime cannot load {package.path}.", where=first_line(error)) from error
         if (real := self._session.get_providers()[0]) != provider:
-            raise DeviceError(
-                f"{device} was asked for, but onnxruntime runs on {real.removesuffix('ExecutionProvider')}.",
-                where="the libraries of the device were not found or do not fit this onnxruntime",
-                mend='pip install "voidzoo[cuda]"   or add  --device cpu' if device.kind == "cuda" else "--device cpu",
-            )
+            raise _not_this_device(device, f"it runs on {real.removesuffix('ExecutionProvider')} instead")
         inputs = self._session.get_inputs()
         if len(inputs) != len(package.inputs) or len(self._session.get_outputs()) < len(package.outputs):
             raise PackageError(
@@ -76,6 +75,14 @@ class OnnxNetwork:
             )
         self._session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()
+
+
+def _not_this_device(device: Device, why: str) -> DeviceError:
+    return DeviceError(
+        f"{device} was asked for, but onnxruntime cannot use it.",
+        where=f"its libraries were not found or do not fit this onnxruntime: {why}",
+        mend='pip install "voidzoo[cuda]"   or add  --device cpu' if device.kind == "cuda" else "--device cpu",
+    )
 
 
 _NUMPY = {

@@ -355,5 +355,7 @@ def _touch(stored: Mapping[str, Any], plan: Plan) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple) and len(value) == 2:  # --only
+        return f"{value[0]}:{value[1]}"
     return str(value)

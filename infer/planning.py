@@ -12,7 +12,7 @@ import numpy as np
 from ..zoo.errors import PackageError, ResourceError, SizeError
 from ..zoo.image import Image
 from ..zoo.package import Package
-from ..zoo.rescale import rescaled
+from ..zoo.rescale import WORKING, Rescaled, rescaled
 from .device import Device, cpu_count, device_memory, find_device
 from .fit import grey_notes, pixel_notes
 from .geometry import geometry
@@ -431,6 +431,8 @@ def _run_length(plan: Plan, letter: str) -> int:
 def _buffer_bytes(plan: Plan) -> float:
     """Bytes held per voxel of a block in flight: the regions as read, the results, and their compressed copies."""
     read = sum(f.image.dtype.itemsize * f.port.channels * _pixels(f.port.ratio) for f in plan.feeds if not f.port.whole)
+    resampled = [(f.image.source, f.port.channels) for f in plan.feeds if isinstance(f.image.source, Rescaled)]
+    read += sum(channels * source.source_bytes for source, channels in resampled)
     made = sum(np.dtype(t.dtype).itemsize * len(t.channels) * _pixels(t.port.ratio) for t in plan.targets)
     raw = 0.0
     if plan.steps:  # results pass through float32 on their way
@@ -446,7 +448,8 @@ def _block_memory(plan: Plan) -> int:
     voxels = prod(n for a, n in plan.block.items() if a not in plan.model_axes)
     for a in plan.model_axes:
         voxels *= _longest(plan, a)
-    return int(plan.lanes * voxels * _buffer_bytes(plan)) + plan.cache
+    resampling = plan.lanes * WORKING if plan.original is not None else 0
+    return int(plan.lanes * voxels * _buffer_bytes(plan)) + plan.cache + resampling
 
 
 def _process_memory() -> int:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ORDER = "ictzyx"
 """The letters of a statistic, reduced or kept, in this order."""
-SAMPLES = {"yx": "the plane", "zyx": "the volume"}
+SAMPLES = {"yx": "the plane", "zyx": "the volume", "tyx": "the series", "tzyx": "the whole image"}
 WHOLE = {"stardist_postprocessing": "stardist", "cellpose_flow_dynamics": "cellpose", "custom": ""}
 """The steps that see a whole sample at once, and what must be installed for them."""
 
@@ -135,7 +135,7 @@ class Processing:
     def text(self) -> tuple[str, ...]:
         """One line a step, e.g. `"input: zero_mean_unit_variance over c y x (sample: the plane)"`."""
         space = self.package.axes
-        sample = SAMPLES.get("".join(a for a in "tzyx" if a in space or a in self.sample), "the series")
+        sample = SAMPLES.get("".join(a for a in "tzyx" if a in space or a in self.sample), "the sample")
         lines = []
         for tensor in (*self.package.inputs, *self.package.outputs):
             for step in tensor.steps:

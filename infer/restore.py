@@ -67,7 +67,7 @@ def restored_layers(plan: Plan, layers: Sequence[Layer]) -> list[Layer]:
         chunk = tuple(min(c, n) for c, n in zip(layer.chunk, shape, strict=True))
         block = list(chunk)
         for i in reversed(range(len(block))):
-            block[i] = min(shape[i], block[i] * max(1, BLOCK_VOXELS // 4 // prod(block)))
+            block[i] = min(shape[i], block[i] * max(1, BLOCK_VOXELS // 16 // prod(block)))
             block[i] = block[i] if block[i] == shape[i] else block[i] // chunk[i] * chunk[i]
         found.append(replace(layer, shape=shape, chunk=chunk, block=tuple(block), dtype=target.dtype,
                              pixel_size=plan.pixel_size_of(target)))  # fmt: skip

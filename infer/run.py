@@ -196,10 +196,8 @@ class _Job:
             return blocks, _holes(failed)
         raw = replace(plan, targets=raw_targets(plan))
         arrays = self._staged(raw, "raw.zarr")
-        found_raw, lost = self._pass(
-            plan, RawWork(raw, arrays, measured), plan.n_blocks, RAW_LEDGER, skip_failed=skip_failed,
-            behind=(RAW_STATISTICS, LEDGER, RESTORE_LEDGER),
-        )  # fmt: skip
+        first, lost = self._pass(plan, RawWork(raw, arrays, measured), plan.n_blocks, RAW_LEDGER,
+                                 skip_failed=skip_failed, behind=(RAW_STATISTICS, LEDGER, RESTORE_LEDGER))  # fmt: skip
         self.tell(StageStarted("statistics"))
         found = load_or_measure(plan, place.part / RAW_STATISTICS, network.wanted_of_outputs,
                                 {t.port.id: (t, c) for t, c in zip(raw.targets, arrays, strict=True)})  # fmt: skip
@@ -207,8 +205,8 @@ class _Job:
         finish = FinishWork(plan, sinks, both, arrays)
         blocks, failed = self._pass(plan, finish, plan.n_blocks, LEDGER, skip_failed=skip_failed, lost=lost,
                                     behind=(RESTORE_LEDGER,))  # fmt: skip
-        blocks = {i: replace(r, mapped=found_raw[i].mapped, tile=found_raw[i].tile) for i, r in blocks.items()}
-        return blocks, _holes(failed)
+        both_passes = ((i, r, first.get(i, r)) for i, r in blocks.items())
+        return {i: replace(r, mapped=b.mapped, tile=b.tile) for i, r, b in both_passes}, _holes(failed)
 
     def _pass(
         self, plan: Plan, work: BlockWork | RestoreWork, count: int, ledger_name: str, *, skip_failed: bool,
@@ -276,7 +274,10 @@ def _amplification(plan: Plan, done: dict[int, Any], before: int) -> float | Non
     """Bytes decoded for each byte of the image that the blocks of this run cover."""
     fresh = list(done.values())[before:]
     voxels = sum(r.voxels for r in fresh if not r.skipped)
-    each = sum(f.image.nbytes for f in plan.feeds) / max(1, int(np.prod([plan.sizes[a] for a in plan.grid])))
+    images = (
+        [f.image for f in plan.feeds] if plan.original is None else [plan.original, *(f.image for f in plan.feeds[1:])]
+    )
+    each = sum(i.nbytes for i in images) / max(1, int(np.prod([plan.sizes[a] for a in plan.grid])))
     if plan.feeds[0].channel is not None:
         each /= plan.image.size("c")
     decoded = sum(r.decoded for r in fresh)
@@ -355,7 +356,7 @@ def run_in_memory(plan: Plan) -> dict[str, NDArray[Any]]:
     if not network.later:
         return _into_memory(plan, lambda sinks: BlockWork(plan, sinks, measured))
     raw = replace(plan, targets=raw_targets(plan))
-    results = _into_memory(raw, lambda sinks: RawWork(raw, sinks, measured))
+    results = _into_memory(raw, lambda sinks: BlockWork(raw, sinks, measured))
     arrays = [_InMemory(results[t.name]) for t in raw.targets]
     found = load_or_measure(plan, None, network.wanted_of_outputs,
                             {t.port.id: (t, a) for t, a in zip(raw.targets, arrays, strict=True)})  # fmt: skip

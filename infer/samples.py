@@ -178,11 +178,14 @@ def _moved(span: slice, by: int) -> slice:
 def _save(path: Path, measured: Measured) -> None:
     import json
 
+    from .durable import sync_file
+
     described = {k: [(t.letters, t.origin) for t in tables] for k, tables in measured.tables.items()}
     arrays = {f"{k}/{i}": t.values for k, tables in measured.tables.items() for i, t in enumerate(tables)}
     draft = path.with_name(path.name + ".tmp")
     with draft.open("wb") as file:
         np.savez(file, described=np.array(json.dumps(described)), **arrays)  # type: ignore[arg-type]
+    sync_file(draft)  # else a power cut may leave an empty one
     draft.replace(path)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -146,7 +147,8 @@ def run_jobs(jobs: Jobs, gpu: bool, tell: Callable[[str], None]) -> Iterator[Dis
     if gpu and not jobs.gpus:
         raise RecipeError("slurm: the device is a GPU, but the jobs have none.", mend="slurm:...,gpus=1")
     try:
-        from dask_jobqueue.slurm import SLURMCluster
+        with _signals_kept():
+            from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise DependencyError("slurm: needs dask-jobqueue.", mend='pip install "voidzoo[cluster]"') from error
     if not (shutil.which("sbatch") and shutil.which("squeue")):
@@ -173,6 +175,15 @@ def run_jobs(jobs: Jobs, gpu: bool, tell: Callable[[str], None]) -> Iterator[Dis
         crew.start(scheduler, tell)
         yield scheduler
     shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Importing dask_jobqueue makes Ctrl-C leave the program at once, which is not its business."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
 
 
 def _logs() -> Path:

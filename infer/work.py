@@ -109,10 +109,10 @@ class BlockWork:
         spans = self.plan.block_spans(index)
         try:
             done = self.do(spans)
+            parts = [self.plan.part_of(target, spans) for target in self.plan.targets]
             if done is None:
-                written = self.leave_hole(index)
+                written = [s.erase(part) for s, part in zip(self.sinks, parts, strict=True)]
             else:
-                parts = [self.plan.part_of(target, spans) for target in self.plan.targets]
                 written = [s.write(part, v) for s, part, v in zip(self.sinks, parts, done.arrays, strict=True)]
         except Exception as error:  # whatever a reader, the network or the disk raises belongs to this block
             return BlockFailed(index, ", ".join(f"{a} {s.start}:{s.stop}" for a, s in spans.items()), error)
@@ -125,7 +125,7 @@ class BlockWork:
         return Outcome(report, written)
 
     def leave_hole(self, index: int) -> list[Any]:
-        """Set a block that is skipped or cannot be done to 0, so that nothing half-written is left of it."""
+        """Set a block that cannot be done to 0, so that nothing half-written is left of it."""
         spans = self.plan.block_spans(index)
         return [s.erase(self.plan.part_of(t, spans)) for t, s in zip(self.plan.targets, self.sinks, strict=True)]
 
@@ -153,7 +153,7 @@ class RawWork(BlockWork):
     """Leaves what the network returned for block number i, until the statistics of the whole sample are known."""
 
     def leave_hole(self, index: int) -> list[Any]:
-        """Set a block that is skipped or cannot be done to NaN, which statistics leave out."""
+        """Set a block that cannot be done to NaN, which statistics leave out."""
         spans = self.plan.block_spans(index)
         parts = [self.plan.part_of(t, spans) for t in self.plan.targets]
         nothing = [np.full([s.stop - s.start for s in part], np.nan, np.float32) for part in parts]
@@ -171,13 +171,11 @@ class FinishWork(BlockWork):
         self.raw = [first_level(a) for a in raw]
 
     def do(self, spans: Mapping[str, Span]) -> Predicted | None:
-        """Postprocess a block; None for one that was skipped."""
+        """Postprocess a block."""
         plan = self.plan
         arrays = []
         for target, array in zip(raw_targets(plan), self.raw, strict=True):
             arrays.append(canonical(plan, target, array.read(plan.part_of(target, spans))))
-        if all(np.isnan(values).all() for values in arrays):
-            return None
         done, clipped = finish_block(plan, self.crew.network, arrays, spans, self.measured)
         return Predicted(done, clipped, 0)
 

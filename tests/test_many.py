@@ -22,7 +22,7 @@ from tests.packages import make_package, micrograph
 from voidzoo.cli import main
 from voidzoo.infer import session as sessions
 from voidzoo.many import Index, places, stem
-from voidzoo.zoo.errors import OutputError
+from voidzoo.zoo.errors import DependencyError, OutputError
 from voidzoo.zoo.package import Package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,22 +128,27 @@ def test_any_error_of_one_image_is_its_own(
     holes = micrograph(np.random.default_rng(), (60, 70), "float32")
     holes[3, 4] = np.nan
     tifffile.imwrite(tmp_path / "nan.tif", holes)
-    odd = tmp_path / "odd.tif"
+    odd, foreign = tmp_path / "odd.tif", tmp_path / "a.czi"
     tifffile.imwrite(odd, np.ones((60, 70), np.uint16))
     opened = vz.open_image
 
     def broken(source: Any, **how: Any) -> Any:
         if str(source) == str(odd):
             raise ZeroDivisionError("a reader tripped")
+        if str(source) == str(foreign):
+            raise DependencyError(
+                "a.czi needs bioio-czi, which is not installed.", mend='pip install "voidzoo[formats]"'
+            )
         return opened(source, **how)
 
-    monkeypatch.setattr("voidzoo.api.open_image", broken)
-    line = [tmp_path / "rgb.tif", tmp_path / "nan.tif", odd, good]
+    monkeypatch.setattr("voidzoo.verbs.open_image", broken)
+    line = [tmp_path / "rgb.tif", tmp_path / "nan.tif", odd, foreign, good]
     assert run("predict", package.path, *line, "-o", tmp_path / "out", "--device", "cpu", "--debug") == 1
     rows = index(tmp_path / "out")
-    assert [status for _, status, _ in rows.values()] == ["failed"] * 3 + ["done"]
+    assert [status for _, status, _ in rows.values()] == ["failed"] * 4 + ["done"]
     assert "takes 1 channel; rgb.tif has 3" in rows["rgb.tif"][2]
     assert "NaN" in rows["nan.tif"][2]
+    assert 'mend: pip install "voidzoo[formats]"' in rows["a.czi"][2]
     assert rows["odd.tif"][2] == "ZeroDivisionError: a reader tripped"
     assert "ZeroDivisionError: a reader tripped" in capsys.readouterr().err
 

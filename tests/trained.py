@@ -47,6 +47,6 @@ def trained(
 def smooth(
     rng: np.random.Generator, shape: Sequence[int], sigma: Sequence[float] | float = 6.0, dtype: str = "uint16"
 ) -> NDArray[Any]:
-    """Blobs of sigma pixels without noise, mean 1000, std 200: what resampling keeps."""
+    """Blobs of sigma pixels without noise, mean 1000, std 200, never below 0: what resampling keeps."""
     values = gaussian_filter(rng.standard_normal(shape), sigma)
-    return (1000 + 200 * values / values.std()).astype(dtype)
+    return np.clip(1000 + 200 * values / values.std(), 0, None).astype(dtype)

@@ -66,9 +66,9 @@ def plan(package: Package | str | Path, image: Any, **settings: Any) -> Plan:
     """What predict would do. image: anything `open_image` takes.
 
     settings: scheduler (as for `predict`), channel, inputs (further inputs by name), dtype, memory (bytes or "16GB"),
-    tile, block, device, only
-    (`"z=10:20"` or `{"z": (10, 20)}`), mask, skip_below, sample, tolerance, precision, allow_nan, trust_code, and those
-    of `open_image`: axes, pixel_size, series, stack, level. Raises what `predict` would refuse.
+    tile, block, device, only (`"z=10:20"` or `{"z": (10, 20)}`), mask, skip_below, sample, rescale, tolerance,
+    precision, allow_nan, trust_code, and those of `open_image`: axes, pixel_size, series, stack, level.
+    Raises what `predict` would refuse.
     """
     opening = {k: settings.pop(k) for k in OPENING if k in settings}
     opened = open_image(image, **opening)
@@ -141,7 +141,7 @@ def _as_given(target: Any, made: Plan, what: Target, values: np.ndarray[Any, Any
     import xarray as xr
 
     sizes = dict(zip(axes, values.shape, strict=True))
-    part = {a: slice(s.start, s.stop) for a, s in made.part.items() if a in target.dims}
+    part = {a: slice(*s) for a, s in made.choices.only.items() if a in target.dims}
     coords = {
         k: v
         for k, v in target.isel(part).coords.items()
@@ -170,6 +170,8 @@ def parse_only(text: str) -> dict[str, tuple[int | None, int | None]]:
         letter, equals, span = part.partition("=")
         first, colon, last = span.partition(":")
         numbers = [n for n in (first, last) if n]
+        if letter in found:
+            raise SizeError(f"--only {text!r} names {letter} twice.", mend="one span for each axis")
         if not equals or len(letter) != 1 or not span or any(not n.isdigit() for n in numbers):
             raise SizeError(f"--only {text!r} names no part of an image.", mend="e.g. --only z=10:20 or t=3,y=0:512")
         start = int(first) if first else None

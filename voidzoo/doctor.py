@@ -98,7 +98,7 @@ def _try(word: str) -> str:
     if word == "cuda" and hasattr(ort, "preload_dlls") and importlib.util.find_spec("nvidia"):
         ort.preload_dlls()
     try:
-        session = ort.InferenceSession(DOUBLE, providers=[PROVIDERS[device.kind]])
+        session = ort.InferenceSession(DOUBLE, providers=[PROVIDERS[device.kind]], enable_fallback=0)
         if session.get_providers()[0] != PROVIDERS[device.kind]:
             return "no: its libraries were not found or do not fit; onnxruntime fell back to the CPU"
         y = session.run(None, {"x": np.array([1.5], np.float32)})[0]

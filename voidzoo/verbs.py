@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import tempfile
 import threading
@@ -198,7 +199,7 @@ def predict(
     """`voidzoo predict`. how: overwrite, skip_failed, scheduler, ome_zarr."""
     package = open_package(model)
     jobs = places(images, out)
-    with interruptible() as stop:
+    with interruptible(how["scheduler"]) as stop:
         if len(jobs) > 1:
             _predict_many(package, jobs, out, settings, {**how, "watch": watch, "stop": stop})
             return
@@ -258,7 +259,12 @@ def _predict_next(
     """One of many images -> its holes. settings keeps the session, which is made once for all."""
     found = Place(place)
     stored = found.begun() if how["overwrite"] else found.stored()
-    made = api.plan(package, image, scheduler=how["scheduler"], facts=stored, **settings)
+    try:
+        opened = open_image(image, **{k: v for k, v in settings.items() if k in api.OPENING})
+    except DependencyError as error:  # the reader of this image is missing, not what all of them need
+        raise VoidzooError(error.what, error.where, error.mend) from error
+    asked = {k: v for k, v in settings.items() if k not in api.OPENING}
+    made = api.plan(package, opened, scheduler=how["scheduler"], facts=stored, **asked)
     settings["session"] = made.session or settings.get("session")
     return api.predict(made, place, **how).holes or holes_of(place)
 
@@ -285,14 +291,19 @@ def preview(
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(scheduler: str = "threads") -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets: running blocks are finished. The second Ctrl-C stops at once."""
     stop = threading.Event()
 
     def first(_signal: int, _frame: Any) -> None:
         stop.set()
         warn("\nfinishing the running blocks (Ctrl-C again stops at once) ...")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # an exception would wait for the threads that are in a block; workers elsewhere are let go of in order
+        signal.signal(signal.SIGINT, second if scheduler == "threads" else signal.default_int_handler)
+
+    def second(_signal: int, _frame: Any) -> None:
+        warn("stopped at once; all finished blocks are safe: the same command again continues")
+        os._exit(Interrupted.exit_code)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil, floor
+from math import ceil, floor, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .readers.cache import ChunkCache
+
+
+PIECE = 2**19
+"""Pixels that are resampled at once."""
+WORKING = 64 * PIECE
+"""Bytes that this works in: float32 copies of what is read, and of what has been resampled along one axis."""
 
 
 def rescaled(image: Image, sizes: Mapping[str, int], *, nearest: bool = False) -> Image:
@@ -93,11 +99,14 @@ class Rescaled:
             first, last, how = make(part.start, part.stop, old, new)
             wanted.append(slice(first, last))
             maps.append(how)
-        pixels = self.source.read(tuple(wanted))
-        for axis, how in enumerate(maps):
-            if how is not None:
-                pixels = np.take(pixels, how, axis=axis) if self.nearest else _apply(how, pixels, axis)
-        return np.ascontiguousarray(pixels, dtype=self.dtype)
+        out = np.empty([s.stop - s.start for s in slices], self.dtype)
+        _fill(out, self.source.read(tuple(wanted)), maps)
+        return out
+
+    @property
+    def source_bytes(self) -> float:
+        """Bytes of the source that are read for each pixel, beside what resampling works in (`WORKING`)."""
+        return self.source.dtype.itemsize * prod(self.source.shape) / max(1, prod(self.shape))
 
     def close(self) -> None:
         """Drop handles and decoded pixels."""
@@ -130,6 +139,37 @@ def _weights(start: int, stop: int, old: int, new: int) -> tuple[int, int, Any]:
     columns = np.clip(inside - first, 0, last - first - 1).ravel()
     matrix = csr_array((weight.ravel().astype(np.float32), (rows, columns)), shape=(stop - start, last - first))
     return first, last, matrix
+
+
+def _fill(out: NDArray[Any], pixels: NDArray[Any], maps: list[Any]) -> None:
+    """Resample `pixels` into `out`, in pieces that need little memory. maps: one an axis, None where none changes."""
+    if out.size > PIECE:
+        axis = int(np.argmax(out.shape))
+        half = out.shape[axis] // 2
+        for part in (slice(0, half), slice(half, out.shape[axis])):
+            source, how = _cut(maps[axis], part)
+            _fill(_along(out, axis, part), _along(pixels, axis, source), [*maps[:axis], how, *maps[axis + 1 :]])
+        return
+    for axis, how in enumerate(maps):
+        if how is not None:
+            pixels = np.take(pixels, how, axis=axis) if how.ndim == 1 else _apply(how, pixels, axis)
+    out[...] = pixels
+
+
+def _cut(how: Any, part: slice) -> tuple[slice, Any]:
+    """The map of a part of an axis, and the pixels that it starts from."""
+    if how is None:
+        return part, None
+    if how.ndim == 1:
+        index = how[part]
+        return slice(int(index[0]), int(index[-1]) + 1), index - index[0]
+    matrix = how[part.start : part.stop]
+    first, last = int(matrix.indices.min()), int(matrix.indices.max()) + 1
+    return slice(first, last), matrix[:, first:last]
+
+
+def _along(values: NDArray[Any], axis: int, part: slice) -> NDArray[Any]:
+    return values[(*(slice(None),) * axis, part)]
 
 
 def _apply(matrix: Any, pixels: NDArray[Any], axis: int) -> NDArray[np.float32]:

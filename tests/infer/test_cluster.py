@@ -400,7 +400,9 @@ def test_ctrl_c_reaches_the_children_too_but_they_finish(tmp_path: Path) -> None
         rest, errors = process.communicate(timeout=60)
     heard = [*first.split(), *rest.split()]
     assert heard[-1] == "interrupted"
-    assert sorted(heard[:-1]) == sorted(p.name for p in tmp_path.iterdir())
+    done = {p.name for p in tmp_path.iterdir()}
+    assert set(heard[:-1]) <= done
+    assert len(done) - len(heard[:-1]) <= 2, "an outcome may be lost with its worker: the item is done again"
     assert len(heard) < 100
     assert process.returncode == 0
     assert errors == ""

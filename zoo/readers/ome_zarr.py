@@ -235,29 +235,33 @@ def _group_around(path: str) -> Any:
 
 
 def _open_bioformats2raw(path: str, group: Any, axes: str | None, series: int | None) -> Image:
-    """A store that bioformats2raw wrote: images in the groups 0, 1, ..."""
-    count = 0
-    while str(count) in group:
-        count += 1
+    """A store of several images: in the groups that OME/series names, or 0, 1, ... as bioformats2raw writes them."""
+    named = _ome(group["OME"]).get("series") if "OME" in group else None
+    names = [str(n) for n in named or ()]
+    while not named and str(len(names)) in group:
+        names.append(str(len(names)))
+    count = len(names)
     index = series or 0
     if not 0 <= index < count:
         raise ImageError(
             f"{node_name(path)} has no series {index}.", f"it holds {count}", f"--series 0 to {max(count - 1, 0)}"
         )
-    child = group[str(index)]
+    child = group[names[index]]
     attrs = _ome(child)
     if not attrs.get("multiscales"):
         raise ImageError(
-            f"{node_name(path)}/{index} has no multiscales metadata.", path, "the store is damaged: convert it again"
+            f"{node_name(path)}/{names[index]} has no multiscales metadata.",
+            path,
+            "the store is damaged: convert it again",
         )
     notes = []
     if series is None and count > 1:
-        others = [f"{i}: {_text(group[str(i)])}" for i in range(1, min(count, 7))]
+        others = [f"{i}: {_text(group[names[i]])}" for i in range(1, min(count, 7))]
         notes.append(
             f"{node_name(path)} holds {count} series; this is series 0. "
             f"Others: {'; '.join(others)}. --series N reads one."
         )
-    return assemble(_found(f"{path.rstrip('/')}/{index}", child, attrs, attrs["multiscales"][0], notes), axes)
+    return assemble(_found(f"{path.rstrip('/')}/{names[index]}", child, attrs, attrs["multiscales"][0], notes), axes)
 
 
 def _text(group: Any) -> str:
