@@ -417,7 +417,7 @@ def test_a_rescaled_image_comes_back_as_large_as_it_was(folder: Path, um: float,
 
 def test_a_volume_is_rescaled_along_z_and_a_stack_is_not(folder: Path, tmp_path: Path) -> None:
     """What the model reads at once is resampled; loop axes stay. OME-TIFF, with a scaled output and a mask."""
-    x = smooth(np.random.default_rng(), (12, 81, 70), (3, 7, 7))
+    x = smooth(np.random.default_rng(), (12, 81, 70), (3, 7, 7)) + np.uint16(500)  # 0 is what a mask hides
     image = vz.open_image(x, axes="zyx", pixel_size=(2.0, 0.3, 0.3))
     um = {"z": 1.0, "y": 0.5, "x": 0.5}
     for letters, depth in (("zyx", 24), ("yx", 12)):
