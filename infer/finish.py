@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -85,9 +86,12 @@ def provenance(plan: Plan) -> dict[str, Any]:
     """
     import onnxruntime
 
+    versions = {"numpy": np.__version__, "onnxruntime": onnxruntime.__version__}
+    if plan.runtime:
+        versions[plan.runtime] = importlib.metadata.version(plan.runtime)
     record = {
         "version": __version__,
-        "versions": {"numpy": np.__version__, "onnxruntime": onnxruntime.__version__},
+        "versions": versions,
         "plan": {"identity": plan.identity, **plan.facts(), "device": plan.device_name},
     }
     return json.loads(json.dumps(record))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..zoo.errors import DeviceError, PackageError
-from .arena import shared_arena
 from .device import INDEXED, PROVIDERS, Device
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ class OnnxNetwork:
         options.intra_op_num_threads = threads
         # the memory pattern keeps a second copy of all activations (twice the memory, no gain in speed)
         options.enable_mem_pattern = False
-        if device.kind == "cpu" and shared_arena():
-            options.add_session_config_entry("session.use_env_allocators", "1")
         provider = PROVIDERS[device.kind]
         wanted = [(provider, {"device_id": device.index})] if device.kind in INDEXED else [provider]
         try:

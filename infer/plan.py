@@ -95,9 +95,9 @@ class Plan:
     which blocks run, those of `model_axes` and those over which the network runs anew (`loops`). overhead: voxels that
     the network runs on per voxel of the image. rate: input voxels a second and bytes_per_voxel of working memory, as
     probed. asked: which of tile and block the user chose. threads: of a process, for all its networks; None: all
-    processors. cache: bytes of decoded chunks of the images that are kept. staged: what the network returns is kept
-    until its statistics are known. original: the image that was given, where the network sees it at another pixel size
-    (--rescale). halo_facts: what is known of each halo, by letter.
+    processors. runtime: `openvino`, else that of the weights. cache: bytes of decoded chunks of the images that are
+    kept. staged: what the network returns is kept until its statistics are known. original: the image that was given,
+    where the network sees it at another pixel size (--rescale). halo_facts: what is known of each halo, by letter.
     """
 
     package: Package
@@ -114,6 +114,7 @@ class Plan:
     tile: dict[str, int] = field(default_factory=dict)
     batch: int = 1
     workers: int = 1
+    runtime: str = ""
     overhead: float = 1.0
     memory: Memory = Memory(0, 0, 0)
     disk: int = 0
@@ -277,6 +278,7 @@ class Plan:
             "tile": self.tile,
             "batch": self.batch,
             "workers": self.workers,
+            **({"runtime": self.runtime} if self.runtime else {}),
         }))  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -309,7 +311,7 @@ class Plan:
                 for a, axis in self.model_axes.items()}  # fmt: skip
         return replace(
             self, chunk=chunk, block=block, tile=tile, model_axes=axes,
-            batch=int(facts["batch"]), workers=int(facts["workers"]),
+            batch=int(facts["batch"]), workers=int(facts["workers"]), runtime=facts.get("runtime", ""),
             halo_facts=facts.get("halo_facts") or self.halo_facts,
             precision_error=facts.get("precision_error", self.precision_error),
             notes=tuple(dict.fromkeys([*self.notes, *facts.get("notes", ())])),

@@ -1,4 +1,4 @@
-"""What float16 costs: the difference to float32, measured on the image itself before anything runs."""
+"""How far two sessions differ, float16 from float32 above all, measured on the image itself before anything runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def with_measured_precision(plan: Plan, session: Session) -> Plan:
         raise PackageError(f"{plan.package.name} has no ONNX weights, which float16 is made of.",
                            mend="--precision fp32")  # fmt: skip
     if session not in _measured:
-        _measured[session] = _measure(plan, session)
+        exact = Session(plan.package, session.device, 1, shape=plan.geometry, trust_code=plan.choices.trust_code)
+        _measured[session] = differs_by(plan, session, exact)
     worst, where = _measured[session]
     if not isfinite(worst):
         raise PackageError(
@@ -53,14 +54,16 @@ def with_measured_precision(plan: Plan, session: Session) -> Plan:
     return replace(plan, precision_error=float(f"{worst:.3g}"), notes=(*plan.notes, note))
 
 
-def _measure(plan: Plan, session: Session) -> tuple[float, str]:
-    """The largest difference, and on what it was found."""
-    exact = Session(plan.package, session.device, 1, shape=plan.geometry, trust_code=plan.choices.trust_code)
+def differs_by(plan: Plan, session: Session, exact: Session, regions: int = REGIONS) -> tuple[float, str]:
+    """The largest difference between two sessions in units of the output's std, and on what it was found.
+
+    That is a few places of the image; random pixels where the network has several inputs.
+    """
     if len(plan.feeds) == 1:
-        regions = _regions(plan)
-        half, full = Network(plan, session), Network(plan, exact)
-        pairs = [p for r in regions for p in zip(half.outputs_of(r), full.outputs_of(r), strict=True)]
-        return difference(pairs), f"{len(regions)} places of {plan.image.name}"
+        places = _regions(plan, regions)
+        one, other = Network(plan, session), Network(plan, exact)
+        pairs = [p for r in places for p in zip(one.outputs_of(r), other.outputs_of(r), strict=True)]
+        return difference(pairs), f"{len(places)} places of {plan.image.name}"
     feeds = random_feeds(session, (1, plan.geometry.inputs[0].channels, *_sizes(plan).values()))
     return difference(list(zip(session.run(feeds), exact.run(feeds), strict=True))), "random pixels"
 
@@ -90,14 +93,14 @@ def _sizes(plan: Plan) -> dict[str, int]:
     }
 
 
-def _regions(plan: Plan) -> list[NDArray[np.float32]]:
+def _regions(plan: Plan, count: int) -> list[NDArray[np.float32]]:
     """Places of the main image, mirrored at the end to a legal size where it is smaller."""
     feed, sizes = plan.feeds[0], _sizes(plan)
     steps = {a: axis.step for a, axis in plan.model_axes.items()}
-    found = probe_regions(feed.image, list(plan.model_axes), sizes, REGIONS, steps=steps, channels=feed.port.channels,
+    found = probe_regions(feed.image, list(plan.model_axes), sizes, count, steps=steps, channels=feed.port.channels,
                           channel=feed.channel)  # fmt: skip
     pads = [[(0, n - have) for n, have in zip(sizes.values(), r.shape[2:], strict=True)] for r in found]
     return [np.pad(r, [(0, 0), (0, 0), *p], mode="symmetric") for r, p in zip(found, pads, strict=True)]
 
 
-__all__ = ["difference", "with_measured_precision"]
+__all__ = ["difference", "differs_by", "with_measured_precision"]

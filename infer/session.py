@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .device import Device, cpu_count
 from .geometry import Geometry, geometry
 from .onnx_network import OnnxNetwork, to_fp16
+from .openvino_network import OpenVinoNetwork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,15 +23,16 @@ class Session:
     """Runs a package's network on (n, c, *space) arrays, one a feed of its geometry.
 
     workers: how many runs may go on at once, each in a network of its own; on the CPU they share out the `threads`
-    (default: all processors). turn: held by a block while the network works on it. batch_limit: the only batch size
-    that the graph takes, None for any. Safe to use from any number of threads. Raises DeviceError when the device that
-    was asked for is not the one that runs, PackageError for weights that cannot be loaded, DependencyError for
+    (default: all processors). runtime: `openvino`, else that of the weights, onnxruntime or torch. turn: held by a
+    block while the network works on it. batch_limit: the only batch size that the graph takes, None for any. Safe to
+    use from any number of threads. Raises DeviceError when the device that was asked for is not the one that runs,
+    PackageError for weights that cannot be loaded, DependencyError without the runtime that was asked for, or for
     TorchScript without torch.
     """
 
     def __init__(
         self, package: Package, device: Device, workers: int = 1, *, shape: Geometry | None = None,
-        precision: str = "fp32", trust_code: bool = False, threads: int | None = None,
+        precision: str = "fp32", trust_code: bool = False, threads: int | None = None, runtime: str = "",
     ) -> None:  # fmt: skip
         self.device = device
         self.workers = workers
@@ -41,15 +43,18 @@ class Session:
         self.probed: dict[tuple[int, ...], Probe] = {}
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         weights = package.chosen_weights(trust_code=trust_code)
-        self.runtime = "onnxruntime" if weights.kind == "onnx" else "torch"
+        self.runtime = runtime or ("onnxruntime" if weights.kind == "onnx" else "torch")
         position = {t.id: i for i, t in enumerate(package.inputs)}
         self._keys = [position[p.id] if weights.kind == "onnx" else p.id for p in self.geometry.inputs]
         data = package.onnx() if weights.kind == "onnx" else b""
         if precision == "fp16":
             data = to_fp16(package, data)
         for _ in range(workers):
-            if weights.kind == "onnx":
-                backend: Any = OnnxNetwork(package, data, device, self.threads)
+            backend: Any
+            if self.runtime == "openvino":
+                backend = OpenVinoNetwork(package, data, self.threads)
+            elif weights.kind == "onnx":
+                backend = OnnxNetwork(package, data, device, self.threads)
             else:
                 from .torch_session import TorchNetwork
 
@@ -57,7 +62,9 @@ class Session:
             self._free.put(backend)
         self.batch_limit = getattr(backend, "batch_limit", None)
         self.tensor_names: tuple[dict[str, str], dict[str, str]] = ({}, {})
-        if isinstance(backend, OnnxNetwork):  # the package's names -> those in the graph, which are others
+        if isinstance(
+            backend, OnnxNetwork | OpenVinoNetwork
+        ):  # package's names -> those in the graph, which are others
             self.tensor_names = (
                 dict(zip([t.id for t in package.inputs], backend.inputs, strict=True)),
                 dict(zip([t.id for t in package.outputs], backend.outputs, strict=True)),
@@ -80,4 +87,5 @@ class Session:
         if self.device.kind != "cpu":
             return str(self.device)
         each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        each += ", OpenVINO" if self.runtime == "openvino" else ""
         return f"cpu ({each})" if self.workers == 1 else f"cpu ({self.workers} x {each})"

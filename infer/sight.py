@@ -23,7 +23,7 @@ def with_known_halos(plan: Plan, session: Session) -> Plan:
     """The plan with halos and grid steps that its graph asks for. Packages of our own were proved with theirs."""
     if plan.package.ours.get("working_bytes_per_voxel") and plan.package.plain:
         return plan
-    if session.runtime != "onnxruntime":
+    if session.runtime == "torch":
         blind = [a for a, axis in plan.model_axes.items() if not axis.halo]
         note = (
             f"the package declares no halo along {', '.join(blind)}, and its graph cannot be read: tiles may show there"

@@ -211,7 +211,7 @@ def make_session(plan: Plan) -> Session:
     choices = plan.choices
     return Session(
         plan.package, find_device(plan.device), plan.workers, shape=plan.geometry, precision=choices.precision,
-        trust_code=choices.trust_code, threads=plan.threads,
+        trust_code=choices.trust_code, threads=plan.threads, runtime=plan.runtime,
     )  # fmt: skip
 
 
@@ -219,7 +219,8 @@ def _session_of_process(plan: Plan) -> Session:
     """One for all plans of a worker process that need the same."""
     from .once import once_per_process
 
-    key = ("session", plan.package.sha256, plan.device, plan.workers, plan.threads, plan.choices.precision)
+    ways = (plan.device, plan.workers, plan.threads, plan.runtime, plan.choices.precision)
+    key = ("session", plan.package.sha256, *ways)
     return once_per_process(key, lambda: make_session(plan))
 
 

@@ -20,7 +20,7 @@ import voidzoo as vz
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("zoo", "trainers", "export", "infer")
 HEAVY = {
-    "bioimageio", "dask", "distributed", "imagecodecs", "matplotlib", "numpy", "onnx", "onnxruntime", "pandas", "PIL",
+    "bioimageio", "dask", "distributed", "imagecodecs", "matplotlib", "numpy", "onnx", "onnxruntime", "openvino", "pandas", "PIL",
     "scipy", "skimage", "tifffile", "torch", "xarray", "zarr",
 }  # fmt: skip
 

@@ -514,7 +514,7 @@ def test_a_tolerance_is_not_measured_again(folder: Path, tmp_path: Path, monkeyp
     def again(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("it was measured again")
 
-    for name in ("with_tolerance", "with_known_halos", "_measure"):
+    for name in ("with_tolerance", "with_known_halos", "measure"):
         monkeypatch.setattr(planning, name, again)
     result = vz.predict(path, x, **how)
     assert {a: axis.halo for a, axis in result.plan.model_axes.items()} == begun["halo"]

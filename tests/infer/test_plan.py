@@ -257,7 +257,7 @@ def test_what_was_measured_is_remembered(package: Package, tmp_path: Path, monke
                         ("t.ome.tif", {"tile": (128, 132), "block": (100, 256)})):  # fmt: skip
         first = vz.predict(package, tmp_path / "a.tif", out=tmp_path / name, device="cpu", **asked)
         with monkeypatch.context() as patch:
-            patch.setattr(plan_module, "_measure", None)
+            patch.setattr(plan_module, "measure", None)
             again = vz.predict(package, tmp_path / "a.tif", out=tmp_path / name, device="cpu", **asked)
         assert again.blocks == 0
         assert again.plan.identity == first.plan.identity

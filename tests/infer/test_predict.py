@@ -284,9 +284,9 @@ def test_several_sessions_give_the_same(
     packages: dict[str, Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan with two single-threaded sessions, as a long job may get: the whole-image result, and it is pinned."""
-    monkeypatch.setattr("voidzoo.infer.planning.WORTH_PROBING", 0.0)
-    monkeypatch.setattr("voidzoo.infer.planning.CLEARLY", float("inf"))
-    monkeypatch.setattr("voidzoo.infer.planning.cpu_count", lambda: 2)
+    monkeypatch.setattr("voidzoo.infer.runtimes.WORTH_PROBING", 0.0)
+    monkeypatch.setattr("voidzoo.infer.runtimes.CLEARLY", float("inf"))
+    monkeypatch.setattr("voidzoo.infer.runtimes.cpu_count", lambda: 2)
     package = packages["2d-depth2"]
     x = micrograph(np.random.default_rng(6), (5, 200, 170))
     settings_ = {"axes": "zyx", "device": "cpu", "block": (64, 64), "tile": (80, 80), "dtype": "float32"}

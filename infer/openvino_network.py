@@ -1,0 +1,68 @@
+"""The package's ONNX graph in OpenVINO: on CPUs the faster runtime for volumes (docs/decisions/0012)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..zoo.errors import DependencyError, PackageError
+from .onnx_network import first_line
+from .upsampling import with_merged_upsampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..zoo.package import Package
+
+
+def installed() -> bool:
+    """Whether OpenVINO is there; it is not imported."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoNetwork:
+    """A compiled network, float32 on the CPU. One run at a time. threads: that a run may use.
+
+    Raises DependencyError without OpenVINO, PackageError for a graph that it cannot compile.
+    """
+
+    def __init__(self, package: Package, weights: bytes, threads: int) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise DependencyError(
+                f"{package.name} was begun with OpenVINO, which is not installed here.",
+                mend='pip install "openvino>=2025.0"   or begin anew with  --overwrite',
+            ) from error
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(with_merged_upsampling(weights), b"")
+            self._run = core.compile_model(model, "CPU", settings).create_infer_request()
+        except Exception as error:  # OpenVINO raises its own kinds, without a common base
+            raise PackageError(f"OpenVINO cannot load {package.path}.", where=first_line(error)) from error
+        if len(model.inputs) != len(package.inputs) or len(model.outputs) < len(package.outputs):
+            seen = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
+            raise PackageError(f"{package.path}: OpenVINO sees {seen}.")
+        self.inputs = [i.get_any_name() for i in model.inputs]
+        self.outputs = [o.get_any_name() for o in model.outputs[: len(package.outputs)]]
+        self._kinds = [i.get_element_type().to_dtype() for i in model.inputs]
+        batch = [a.letter for a in package.main.axes].index("b") if package.main.axis("b") else None
+        shape = model.inputs[package.inputs.index(package.main)].get_partial_shape()
+        fixed = batch is not None and not shape[batch].is_dynamic
+        self.batch_limit = shape[batch].get_length() if fixed else None
+
+    def run(self, given: Mapping[int, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Arrays in the package's axes, by the position of the input -> one an output, float32."""
+        feeds = [np.ascontiguousarray(given[i], kind) for i, kind in enumerate(self._kinds)]
+        found = self._run.infer(feeds, share_inputs=True)
+        return [found[i] for i in range(len(self.outputs))]

@@ -1,0 +1,122 @@
+"""Which runtime and how many sessions: measured on small tiles, for jobs that are long enough to win it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..zoo.errors import PackageError
+from . import openvino_network
+from .device import cpu_count
+from .graph import working_bytes
+from .precision import differs_by
+from .probe import Probe, probe, random_feeds
+from .upsampling import with_merged_upsampling
+from .work import make_session
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .session import Session
+
+WORTH_IT = {1: 3.0, 2: 3.0, 3: 1.0, 4: 1.0}
+"""Seconds of network time in onnxruntime from which on OpenVINO is tried, by the number of axes: it takes a third of a
+second to be loaded and compared. Volumes are done 2 to 3 times as fast, planes an eighth (docs/decisions/0012)."""
+SAME = 1e-3
+"""How far OpenVINO may be from onnxruntime, in units of the output's std: rounding makes it 1e-5 to 1e-4."""
+AS_FAST = 1.1
+"""It is taken unless a small tile takes this much longer there: on larger ones it gains, and needs less memory."""
+WORTH_PROBING = 20.0
+"""Seconds of network time from which on several single-threaded sessions are tried: they may be faster by a tenth."""
+CLEARLY = 0.92
+"""A short probe is off by some percent, and several sessions take their memory each: the share of the time that they
+must promise."""
+ARENA = 1.5
+"""How far onnxruntime's arena and blocked layouts exceed the tensors themselves: 1.3 to 1.5, measured on U-Nets."""
+OPENVINO = 1.3
+"""The same for OpenVINO and its merged graph: 1.1 to 1.3, and 8 bytes a voxel more."""
+PROBE_SIDE = {1: (512,), 2: (128, 128), 3: (16, 64, 64), 4: (4, 16, 32, 32)}
+"""Small, so that it is over in a blink: larger tiles are up to 8 % faster per voxel."""
+
+
+def measure(session: Session, draft: Plan) -> Probe:
+    """Speed and memory of a small run; where the process had freed memory to give, the graph's arithmetic holds."""
+    if session.batch_limit not in (None, 1):
+        raise PackageError(f"{draft.package.path} takes only batches of {session.batch_limit}; batches of any size, "
+                           "or of 1, can be run.")  # fmt: skip
+    shape = _probe_shape(draft)
+    if shape in session.probed:
+        return session.probed[shape]
+    tensors = float(draft.package.ours.get("working_bytes_per_voxel") or 0)
+    if not tensors and session.runtime != "torch":
+        tensors = _tensors(draft, session, shape, draft.package.onnx())
+    measured = probe(session, shape)
+    measured = replace(measured, bytes_per_voxel=max(measured.bytes_per_voxel, ARENA * tensors))
+    session.probed[shape] = measured
+    return measured
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A session that may be faster. measured: by a small run. bias: the share of the time that it must promise.
+
+    libraries: bytes by which the process grew when it was made.
+    """
+
+    session: Session
+    measured: Probe
+    bias: float
+    libraries: int = 0
+
+
+def alternatives(draft: Plan, session: Session, known: float, seconds: float, *, alone: bool) -> Iterator[Alternative]:
+    """Other sessions on the CPU that may be faster than this one of onnxruntime.
+
+    known: bytes of working memory per voxel in this one. seconds: of network time that the job takes. alone: the
+    process has the machine's processors for itself.
+    """
+    import psutil
+
+    shape = _probe_shape(draft)
+    if seconds > WORTH_IT[len(draft.model_axes)] and openvino_network.installed():
+        before = psutil.Process().memory_info().rss
+        other = _openvino(draft, session)
+        if other is not None:
+            grown = max(0, psutil.Process().memory_info().rss - before)
+            tensors = _tensors(draft, other, shape, with_merged_upsampling(draft.package.onnx()))
+            measured = replace(probe(other, shape), bytes_per_voxel=OPENVINO * tensors + 8 if tensors else known)
+            other.probed[shape] = measured
+            yield Alternative(other, measured, AS_FAST, grown)
+    if seconds > WORTH_PROBING and alone and cpu_count() > 1:
+        other = make_session(replace(draft, workers=cpu_count(), runtime=""))
+        other.probed[shape] = replace(probe(other, shape), bytes_per_voxel=known)
+        yield Alternative(other, other.probed[shape], CLEARLY)
+
+
+def _tensors(draft: Plan, session: Session, shape: Sequence[int], weights: bytes) -> float:
+    """Bytes per voxel that the tensors of a graph take at once; 0 where that cannot be told."""
+    feeds = random_feeds(session, shape)
+    given = {p.id: p.declared(x).shape for p, x in zip(session.geometry.inputs, feeds, strict=True)}
+    return working_bytes(weights, [given[t.id] for t in draft.package.inputs if t.id in given], prod(shape[2:]))
+
+
+def _openvino(draft: Plan, session: Session) -> Session | None:
+    """A session of OpenVINO that computes on this image what onnxruntime does; None where it cannot."""
+    try:
+        other = make_session(replace(draft, workers=1, runtime="openvino"))
+        return other if differs_by(draft, other, session, regions=1)[0] <= SAME else None
+    except (
+        Exception
+    ):  # an operator that it does not know, told when it loads or runs; onnxruntime has shown that it can
+        return None
+
+
+def _probe_shape(draft: Plan) -> tuple[int, ...]:
+    model = draft.model_axes
+    side = PROBE_SIDE[len(model)]
+    legal = (
+        axis.minimum if axis.fixed else min(axis.extended, max(axis.smallest_tile, axis.legal(s - axis.step + 1)))
+        for axis, s in zip(model.values(), side, strict=True)
+    )
+    return (1, draft.geometry.inputs[0].channels, *legal)

@@ -1,0 +1,198 @@
+"""The shapes of a plan: chunks, blocks, tiles and batches that fit the memory, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..zoo.errors import ResourceError, SizeError
+from ..zoo.rescale import WORKING, Rescaled
+from .device import device_memory
+from .grid import Axis
+from .layout import (
+    BLOCK_VOXELS,
+    block_shape,
+    cache_pixels,
+    choose_tile,
+    chunk_shape,
+    legal_tile,
+    longest_region,
+    tiled_length,
+)
+from .plan import Memory, Plan
+from .report import size_text
+
+if TYPE_CHECKING:
+    from .probe import Probe
+    from .session import Session
+
+Sizes = tuple[int, ...] | None
+GPU_SHARE = 0.8
+"""Of a GPU's free memory; cuDNN takes workspace beside the tensors. A tile that does not fit after all is halved."""
+
+
+def shaped(draft: Plan, session: Session, measured: Probe, memory: tuple[int, int], asked: tuple[Sizes, Sizes]) -> Plan:
+    """The draft with chunk, block, tile and batch. memory: what the process holds, and what it may take.
+
+    asked: the user's tile and block. Raises SizeError for those that are not legal, ResourceError where nothing fits.
+    """
+    process, budget = memory
+    tile, block = asked
+    model = draft.model_axes
+    sizes = {a: span.size for a, span in draft.part.items()}
+    chunk = chunk_shape(draft.grid, model, sizes)
+    per_voxel = draft.lanes * _buffer_bytes(draft)
+    limit = max(prod(chunk.values()), min(BLOCK_VOXELS, int(0.3 * max(0, budget - process) / per_voxel)))
+    if prod(sizes[a] for a in draft.loops) < draft.workers:  # fewer volumes than networks: each gets a part of one
+        limit = max(prod(chunk.values()), min(limit, -(-prod(sizes.values()) // draft.workers)))
+    shape = asked_block(draft, chunk, block) or block_shape(draft.grid, model, sizes, chunk, limit)
+    regions = dict(shape)
+    shape = {a: min(n, sizes[a]) for a, n in shape.items()}
+    plan = cached(replace(draft, chunk=chunk, block=shape), (budget - process) // 4)
+    room = (budget - process - _block_memory(plan)) // plan.workers
+    if (gpu := device_memory(session.device)) is not None:
+        budget, room = gpu[0], int(gpu[0] * GPU_SHARE) // plan.workers
+    tiles = asked_tile(model, tile) or _within(plan, _fitting_tile(model, regions, room, measured, budget))
+    batch = max(1, min(2**16 // prod(tiles.values()), prod(n for a, n in shape.items() if a not in model)))
+    if draft.package.main.axis("b") is None or session.batch_limit is not None:
+        batch = 1
+    return with_costs(replace(plan, tile=tiles, batch=batch), measured, process)
+
+
+def cached(plan: Plan, most: int) -> Plan:
+    """The plan with images that keep the decoded chunks which blocks share, as far as `most` bytes hold them."""
+    halo = {a: axis.margin for a, axis in plan.model_axes.items()}
+    needed = {}
+    for feed in plan.feeds:
+        image = feed.image
+        inside = dict.fromkeys(image.axes, 1) if feed.port.whole else plan.block
+        chunk = dict(zip(image.axes, image.chunks, strict=True))
+        pixels = cache_pixels(image.sizes, chunk, inside, halo, plan.lanes)
+        needed[feed.port.id] = pixels * image.dtype.itemsize
+    total = sum(needed.values())
+    share = min(1.0, max(0, most) / total) if total else 1.0
+    feeds = tuple(replace(f, image=f.image.with_cache(int(needed[f.port.id] * share))) for f in plan.feeds)
+    return replace(plan, feeds=feeds, cache=int(total * share))
+
+
+def asked_block(plan: Plan, chunk: dict[str, int], block: tuple[int, ...] | None) -> dict[str, int] | None:
+    """A user's block, rounded to whole chunks; chunks shrink to blocks that are smaller than they are."""
+    if block is None:
+        return None
+    model = plan.model_axes
+    if len(block) != len(model):
+        raise _wrong_count("--block", model, block)
+    shape = dict.fromkeys(plan.grid, 1)
+    for (a, axis), size in zip(model.items(), block, strict=True):
+        whole = plan.part[a].size
+        if size < 1 or (size % axis.step and size < whole):
+            raise SizeError(f"block {size} along {a} is not a multiple of {axis.step}.",
+                            mend=str(max(axis.step, size // axis.step * axis.step)))  # fmt: skip
+        chunk[a] = min(chunk[a], size)
+        shape[a] = min(whole, max(1, size // chunk[a]) * chunk[a])
+    return shape
+
+
+def _wrong_count(option: str, model: Mapping[str, Axis], sizes: tuple[int, ...]) -> SizeError:
+    example = ",".join(str(min(axis.extended, 2 * axis.smallest_tile)) for axis in model.values())
+    return SizeError(
+        f"{option} takes {len(model)} sizes ({', '.join(model)}) for this model, not {len(sizes)}.",
+        mend=f"{option} {example}",
+    )
+
+
+def asked_tile(model: Mapping[str, Axis], tile: tuple[int, ...] | None) -> dict[str, int] | None:
+    """A user's tile by letter. Raises SizeError for sizes that are not legal."""
+    if tile is None:
+        return None
+    if len(tile) != len(model):
+        raise _wrong_count("--tile", model, tile)
+    return {a: legal_tile(axis, a, size) for (a, axis), size in zip(model.items(), tile, strict=True)}
+
+
+def _fitting_tile(
+    model: Mapping[str, Axis], block: Mapping[str, int], room: int, measured: Probe, budget: int
+) -> dict[str, int]:
+    per_voxel = measured.bytes_per_voxel + 8
+    whole = {a: longest_region(axis, block[a]) for a, axis in model.items()}
+    if not any(axis.fixed for axis in model.values()) and prod(whole.values()) * per_voxel <= room:
+        return whole  # nothing is run twice: there is no better one to look for
+    try:
+        return choose_tile(model, block, int(max(0, room) / per_voxel)).tile
+    except SizeError:
+        smallest = prod(min(axis.smallest_tile, axis.extended) for axis in model.values())
+        needed = smallest * per_voxel + budget - room
+        raise ResourceError(
+            f"the smallest tile of this model needs {size_text(smallest * per_voxel)} beside "
+            f"{size_text(budget - room)} for the process and its blocks; {size_text(budget)} may be taken.",
+            mend=f"--memory {needed * 1.05 / 1e6:.0f}MB",
+        ) from None
+
+
+def _within(plan: Plan, tile: dict[str, int]) -> dict[str, int]:
+    """A tile no larger than what is read at once, where a part of an axis is done."""
+    some = {a: axis for a, axis in plan.model_axes.items() if a in plan.choices.only and not axis.fixed}
+    return {**tile, **{a: min(tile[a], _longest(plan, a)) for a in some}}
+
+
+def _longest(plan: Plan, letter: str) -> int:
+    """The most pixels that a block reads along an axis."""
+    axis = plan.model_axes[letter]
+    if letter not in plan.choices.only:
+        return longest_region(axis, plan.block[letter])
+    return max(axis.read_for(span).size for span in plan.spans[letter])
+
+
+def _run_length(plan: Plan, letter: str) -> int:
+    """The pixels that the network runs on along an axis, over all blocks."""
+    axis, tile = plan.model_axes[letter], plan.tile[letter]
+    if letter not in plan.choices.only:
+        return tiled_length(axis, plan.block[letter], tile)
+    return sum(t.read.size for span in plan.spans[letter] for t in axis.tiles(span, tile))
+
+
+def _buffer_bytes(plan: Plan) -> float:
+    """Bytes held per voxel of a block in flight: the regions as read, the results, and their compressed copies."""
+    read = sum(f.image.dtype.itemsize * f.port.channels * _pixels(f.port.ratio) for f in plan.feeds if not f.port.whole)
+    resampled = [(f.image.source, f.port.channels) for f in plan.feeds if isinstance(f.image.source, Rescaled)]
+    read += sum(channels * source.source_bytes for source, channels in resampled)
+    made = sum(np.dtype(t.dtype).itemsize * len(t.channels) * _pixels(t.port.ratio) for t in plan.targets)
+    raw = 0.0
+    if plan.steps:  # results pass through float32 on their way
+        raw = sum(4 * p.channels * _pixels(p.ratio) for p in plan.geometry.outputs)
+    return read + 2 * made + raw
+
+
+def _pixels(ratio: Mapping[str, Any]) -> float:
+    return float(prod(ratio.values()))
+
+
+def _block_memory(plan: Plan) -> int:
+    voxels = prod(n for a, n in plan.block.items() if a not in plan.model_axes)
+    for a in plan.model_axes:
+        voxels *= _longest(plan, a)
+    resampling = plan.lanes * WORKING if plan.original is not None else 0
+    return int(plan.lanes * voxels * _buffer_bytes(plan)) + plan.cache + resampling
+
+
+def with_costs(plan: Plan, measured: Probe, process: int) -> Plan:
+    """Fill in what the plan costs: memory as a sum of terms, disk with the pyramid and staging, time."""
+    network = int(plan.workers * plan.batch * prod(plan.tile.values()) * (measured.bytes_per_voxel + 8))
+    overhead = prod(_run_length(plan, a) for a in plan.model_axes) / prod(plan.part[a].size for a in plan.model_axes)
+    gpu = plan.device_name.startswith(("cuda", "tensorrt"))
+    # the last blocks may leave workers idle
+    rounds = -(-plan.n_blocks // plan.workers) * plan.workers / plan.n_blocks
+    voxels = prod(span.size for span in plan.part.values()) * rounds
+    return replace(
+        plan,
+        overhead=overhead,
+        memory=Memory(process, 0 if gpu else network, _block_memory(plan), network if gpu else 0),
+        disk=int(plan.nbytes * 4 / 3),
+        seconds=voxels * overhead / measured.voxels_per_second,
+        rate=measured.voxels_per_second,
+        bytes_per_voxel=measured.bytes_per_voxel,
+    )
