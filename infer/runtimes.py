@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .session import Session
 
-WORTH_IT = {1: 3.0, 2: 3.0, 3: 1.0, 4: 1.0}
+WORTH_IT = {1: 3.0, 2: 3.0, 3: 1.0}
 """Seconds of network time in onnxruntime from which on OpenVINO is tried, by the number of axes: it takes a third of a
 second to be loaded and compared. Volumes are done 2 to 3 times as fast, planes an eighth (docs/decisions/0012)."""
 SAME = 1e-3
@@ -79,7 +80,7 @@ def alternatives(draft: Plan, session: Session, known: float, seconds: float, *,
     import psutil
 
     shape = _probe_shape(draft)
-    if seconds > WORTH_IT[len(draft.model_axes)] and openvino_network.installed():
+    if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_network.installed():
         before = psutil.Process().memory_info().rss
         other = _openvino(draft, session)
         if other is not None:
@@ -103,13 +104,12 @@ def _tensors(draft: Plan, session: Session, shape: Sequence[int], weights: bytes
 
 def _openvino(draft: Plan, session: Session) -> Session | None:
     """A session of OpenVINO that computes on this image what onnxruntime does; None where it cannot."""
-    try:
+    # an operator that it does not know is told when it loads or when it runs; onnxruntime has shown that it can
+    with contextlib.suppress(Exception):
         other = make_session(replace(draft, workers=1, runtime="openvino"))
-        return other if differs_by(draft, other, session, regions=1)[0] <= SAME else None
-    except (
-        Exception
-    ):  # an operator that it does not know, told when it loads or runs; onnxruntime has shown that it can
-        return None
+        if differs_by(draft, other, session, regions=1)[0] <= SAME:
+            return other
+    return None
 
 
 def _probe_shape(draft: Plan) -> tuple[int, ...]:

@@ -1,0 +1,199 @@
+"""OpenVINO where it is worth it: the same result, pinned when begun, and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+import voidzoo as vz
+from tests.infer.test_models import plan_of, predicted
+from tests.model_zoo import MODELS
+from tests.packages import make_package, micrograph, whole
+from voidzoo.infer import openvino_network, runtimes
+from voidzoo.infer.run import run_in_memory
+from voidzoo.zoo.errors import DependencyError
+
+STD = 1e-4
+"""How far the two runtimes may be from each other, in units of the output's std."""
+
+pytestmark = pytest.mark.skipif(not openvino_network.installed(), reason="OpenVINO is for x86-64")
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "2d": {"dims": 2, "depth": 2, "filters": 8},
+    "2d-residual": {"dims": 2, "depth": 3, "residual": True},
+    "3d": {"dims": 3, "depth": 2, "filters": 4, "pool": [2, 2, 2]},
+    "3d-flat": {"dims": 3, "depth": 2, "filters": 4},
+}
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO wherever it computes the same."""
+    monkeypatch.setattr(runtimes, "WORTH_IT", dict.fromkeys(range(1, 5), 0.0))
+    monkeypatch.setattr(runtimes, "AS_FAST", float("inf"))
+
+
+def image_for(name: str, rng: np.random.Generator) -> np.ndarray:
+    return micrograph(rng, (21, 70, 85) if name.startswith("3d") else (3, 150, 170))
+
+
+def in_memory(plan: vz.Plan) -> np.ndarray:
+    """The (only) array of a result."""
+    return next(iter(run_in_memory(plan).values()))
+
+
+def off(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / expected.std())
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tiles_in_openvino_equal_the_whole_in_onnxruntime(name: str, tmp_path: Path) -> None:
+    package = make_package(tmp_path / name, seed=3, **NETWORKS[name])
+    x = image_for(name, np.random.default_rng())
+    expected = whole(package, x[None])[0] if name.startswith("3d") else np.concatenate(
+        [whole(package, plane[None]) for plane in x])  # fmt: skip
+    block = (12, 32, 40) if name.startswith("3d") else (64, 64)
+    for settings in ({}, {"block": block}):
+        plan = vz.plan(package, x, axes="zyx", device="cpu", dtype="float32", **settings)
+        assert plan.runtime == "openvino"
+        assert "OpenVINO" in str(plan)
+        assert off(in_memory(plan), expected) <= STD
+    result = vz.predict(plan, tmp_path / "o.ome.zarr")
+    assert off(result.image.read(), expected) <= STD
+    stored = zarr.open_group(tmp_path / "o.ome.zarr", mode="r").attrs["voidzoo"]
+    assert stored["plan"]["runtime"] == "openvino"
+    assert stored["versions"]["openvino"]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model_is_the_same_or_stays_in_onnxruntime(name: str, tmp_path: Path) -> None:
+    """Whole and in tiles; a model that OpenVINO cannot run, or runs otherwise, is not given to it."""
+    model = MODELS[name](tmp_path)
+    grown = {a: n * 2 + 13 if a in "yx" else n + 5 for a, n in model.legal.items() if a in "tzyx"}
+    images = model.images(np.random.default_rng(4), grown)
+    expected = model.oracle(images)
+    plan = plan_of(model, images)
+    tile = tuple(axis.smallest_tile for axis in plan.model_axes.values())
+    for settings in [{}] if model.unbounded else [{}, {"tile": tile}]:
+        for output, found in predicted(model, images, **settings).items():
+            wanted = expected[output].reshape(found.shape)
+            assert np.abs(found - wanted).max() <= STD * wanted.std() + 1e-6
+
+
+@pytest.mark.usefixtures("always")
+def test_most_models_run_in_openvino(tmp_path: Path) -> None:
+    taken = 0
+    for name, write in MODELS.items():
+        model = write(tmp_path)
+        taken += plan_of(model, model.images(np.random.default_rng(5))).runtime == "openvino"
+        assert name
+    assert taken > len(MODELS) / 2
+
+
+@pytest.mark.usefixtures("always")
+def test_what_was_begun_in_openvino_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after a block, continued where nothing would choose it; and where it is not installed that is an error."""
+    import threading
+
+    package = make_package(tmp_path / "p", depth=1)
+    x = micrograph(np.random.default_rng(), (4, 90, 80))
+    stop = threading.Event()
+    settings: dict[str, Any] = {"axes": "zyx", "device": "cpu", "block": (32, 32), "out": tmp_path / "o.ome.zarr"}
+    with pytest.raises(KeyboardInterrupt):
+        vz.predict(
+            package, x, stop=stop, watch=lambda e: stop.set() if isinstance(e, vz.BlockDone) else None, **settings
+        )
+    begun = json.loads((tmp_path / "o.ome.zarr.part" / "plan.json").read_text())
+    assert begun["runtime"] == "openvino"
+    monkeypatch.setattr(runtimes, "WORTH_IT", {})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(DependencyError, match="begun with OpenVINO, which is not installed") as caught:
+            vz.predict(package, x, **settings)
+        assert "pip install" in caught.value.mend
+        assert "--overwrite" in caught.value.mend
+    result = vz.predict(package, x, **settings)
+    assert result.plan.runtime == "openvino"
+    assert 0 < result.blocks < result.plan.n_blocks
+    expected = np.concatenate([whole(package, plane[None]) for plane in x])
+    assert np.abs(result.image.read() - np.clip(np.rint(expected), 0, 65535)).max() <= 1
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(
+    "fault", ["not installed", "cannot load", "cannot run", "computes something else", "returns NaN"]
+)
+def test_onnxruntime_does_what_openvino_does_not(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = make_package(tmp_path / "p", depth=1)
+    x = micrograph(np.random.default_rng(), (2, 90, 80))
+
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError("no such operator")
+
+    network = openvino_network.OpenVinoNetwork
+    honest = network.run
+    if fault == "not installed":
+        monkeypatch.setattr(openvino_network, "installed", lambda: False)
+    if fault == "cannot load":
+        monkeypatch.setattr(network, "__init__", refuse)
+    if fault == "cannot run":
+        monkeypatch.setattr(network, "run", refuse)
+    if fault == "computes something else":
+        monkeypatch.setattr(network, "run", lambda self, given: [1.01 * y for y in honest(self, given)])
+    if fault == "returns NaN":
+        monkeypatch.setattr(network, "run", lambda self, given: [np.nan * y for y in honest(self, given)])
+    plan = vz.plan(package, x, axes="zyx", device="cpu", dtype="float32")
+    assert plan.runtime == ""
+    expected = np.concatenate([whole(package, plane[None]) for plane in x])
+    assert off(in_memory(plan), expected) <= 1e-5
+
+
+def test_a_short_job_does_not_load_it(tmp_path: Path) -> None:
+    package = make_package(tmp_path / "p", depth=1)
+    tifffile.imwrite(tmp_path / "in.tif", micrograph(np.random.default_rng(), (80, 80)))
+    script = "import sys; from voidzoo.cli import main; main(sys.argv[1:]); assert 'openvino' not in sys.modules"
+    line = [sys.executable, "-c", script, "predict", package.path, str(tmp_path / "in.tif"), "-o",
+            str(tmp_path / "o.ome.zarr"), "--device", "cpu"]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+SCRIPT = """
+import json, sys
+import voidzoo as vz
+from voidzoo.infer import runtimes
+runtimes.WORTH_IT, runtimes.AS_FAST = {2: 0.0, 3: 0.0}, float("inf")
+package, source, out, memory = sys.argv[1:]
+result = vz.predict(package, source, out=out, device="cpu", **({"memory": memory} if memory else {}))
+print(json.dumps({"peak": result.peak_memory, "plan": result.plan.memory.total, "runtime": result.plan.runtime}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shape", "memory"), [
+    ("2d", (4, 1024, 1024), ""), ("2d", (2, 2048, 2048), "700MB"), ("3d", (48, 192, 192), ""),
+    ("3d-flat", (32, 256, 256), "600MB"),
+])  # fmt: skip
+def test_peak_memory_is_planned(name: str, shape: tuple[int, ...], memory: str, tmp_path: Path) -> None:
+    package = make_package(tmp_path / name, **{**NETWORKS[name], "filters": 16})
+    tifffile.imwrite(tmp_path / "in.tif", micrograph(np.random.default_rng(), shape), photometric="minisblack",
+                     metadata={"axes": "ZYX"})  # fmt: skip
+    line = [sys.executable, "-c", SCRIPT, package.path, str(tmp_path / "in.tif"), str(tmp_path / "o.ome.zarr"), memory]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["runtime"] == "openvino"
+    assert found["peak"] <= 1.15 * found["plan"]
+    if memory:
+        assert found["peak"] <= 1.15e6 * int(memory.removesuffix("MB"))
