@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,18 @@ def installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """One for the process, and for ever.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers, and takes the memory away when the last
+    core goes, on whatever thread that happens: the next Ctrl-C would then write into nothing and end the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoNetwork:
     """A compiled network, float32 on the CPU. One run at a time. threads: that a run may use.
 
@@ -31,7 +44,7 @@ class OpenVinoNetwork:
 
     def __init__(self, package: Package, weights: bytes, threads: int) -> None:
         try:
-            import openvino
+            import openvino  # noqa: F401
         except ImportError as error:
             raise DependencyError(
                 f"{package.name} was begun with OpenVINO, which is not installed here.",
@@ -45,9 +58,8 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         try:
-            core = openvino.Core()
-            model = core.read_model(with_merged_upsampling(weights), b"")
-            self._run = core.compile_model(model, "CPU", settings).create_infer_request()
+            model = _core().read_model(with_merged_upsampling(weights), b"")
+            self._run = _core().compile_model(model, "CPU", settings).create_infer_request()
         except Exception as error:  # OpenVINO raises its own kinds, without a common base
             raise PackageError(f"OpenVINO cannot load {package.path}.", where=first_line(error)) from error
         if len(model.inputs) != len(package.inputs) or len(model.outputs) < len(package.outputs):

@@ -77,18 +77,14 @@ def alternatives(draft: Plan, session: Session, known: float, seconds: float, *,
     known: bytes of working memory per voxel in this one. seconds: of network time that the job takes. alone: the
     process has the machine's processors for itself.
     """
-    import psutil
-
     shape = _probe_shape(draft)
     if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_network.installed():
-        before = psutil.Process().memory_info().rss
-        other = _openvino(draft, session)
+        other, libraries = _openvino(draft, session)
         if other is not None:
-            grown = max(0, psutil.Process().memory_info().rss - before)
             tensors = _tensors(draft, other, shape, with_merged_upsampling(draft.package.onnx()))
             measured = replace(probe(other, shape), bytes_per_voxel=OPENVINO * tensors + 8 if tensors else known)
             other.probed[shape] = measured
-            yield Alternative(other, measured, AS_FAST, grown)
+            yield Alternative(other, measured, AS_FAST, libraries)
     if seconds > WORTH_PROBING and alone and cpu_count() > 1:
         other = make_session(replace(draft, workers=cpu_count(), runtime=""))
         other.probed[shape] = replace(probe(other, shape), bytes_per_voxel=known)
@@ -102,14 +98,21 @@ def _tensors(draft: Plan, session: Session, shape: Sequence[int], weights: bytes
     return working_bytes(weights, [given[t.id] for t in draft.package.inputs if t.id in given], prod(shape[2:]))
 
 
-def _openvino(draft: Plan, session: Session) -> Session | None:
-    """A session of OpenVINO that computes on this image what onnxruntime does; None where it cannot."""
+def _openvino(draft: Plan, session: Session) -> tuple[Session | None, int]:
+    """A session of OpenVINO that computes on this image what onnxruntime does, and by how many bytes the process grew
+    when it was loaded. None where it cannot.
+    """
+    import psutil
+
+    process = psutil.Process()
+    before = process.memory_info().rss
     # an operator that it does not know is told when it loads or when it runs; onnxruntime has shown that it can
     with contextlib.suppress(Exception):
         other = make_session(replace(draft, workers=1, runtime="openvino"))
+        grown = max(0, process.memory_info().rss - before)
         if differs_by(draft, other, session, regions=1)[0] <= SAME:
-            return other
-    return None
+            return other, grown
+    return None, 0
 
 
 def _probe_shape(draft: Plan) -> tuple[int, ...]:

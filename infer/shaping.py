@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from .session import Session
 
 Sizes = tuple[int, ...] | None
+SHARES = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+"""Of the memory, for blocks in flight. What they do not take is left to the tile, and a wide halo wants a large one."""
+ENOUGH = 1.02
+"""Pixels that the network runs on per pixel of the image: no better blocks are looked for."""
 GPU_SHARE = 0.8
 """Of a GPU's free memory; cuDNN takes workspace beside the tensors. A tile that does not fit after all is halved."""
 
@@ -41,22 +45,56 @@ def shaped(draft: Plan, session: Session, measured: Probe, memory: tuple[int, in
     asked: the user's tile and block. Raises SizeError for those that are not legal, ResourceError where nothing fits.
     """
     process, budget = memory
-    tile, block = asked
-    model = draft.model_axes
     sizes = {a: span.size for a, span in draft.part.items()}
-    chunk = chunk_shape(draft.grid, model, sizes)
+    chunk = chunk_shape(draft.grid, draft.model_axes, sizes)
+    if (shape := asked_block(draft, chunk, asked[1])) is not None:
+        return _tiled(draft, session, measured, memory, asked[0], chunk, shape)
+    best: Plan | None = None
+    refused: ResourceError | None = None
+    for shape in _block_shapes(draft, chunk, sizes, budget - process):
+        try:
+            plan = _tiled(draft, session, measured, memory, asked[0], chunk, shape)
+        except ResourceError as error:
+            refused = error
+            continue
+        if best is None or plan.overhead < 0.99 * best.overhead:
+            best = plan
+        if best.overhead < ENOUGH:
+            break
+    if best is None:
+        raise refused or ResourceError("no block fits the memory.")
+    return best
+
+
+def _block_shapes(
+    draft: Plan, chunk: dict[str, int], sizes: Mapping[str, int], room: int
+) -> Iterator[dict[str, int]]:  # fmt: skip
+    """The best blocks that take no more than a share of the room, for smaller and smaller shares."""
     per_voxel = draft.lanes * _buffer_bytes(draft)
-    limit = max(prod(chunk.values()), min(BLOCK_VOXELS, int(0.3 * max(0, budget - process) / per_voxel)))
-    if prod(sizes[a] for a in draft.loops) < draft.workers:  # fewer volumes than networks: each gets a part of one
-        limit = max(prod(chunk.values()), min(limit, -(-prod(sizes.values()) // draft.workers)))
-    shape = asked_block(draft, chunk, block) or block_shape(draft.grid, model, sizes, chunk, limit)
-    regions = dict(shape)
-    shape = {a: min(n, sizes[a]) for a, n in shape.items()}
+    found: list[dict[str, int]] = []
+    for share in SHARES:
+        limit = max(prod(chunk.values()), min(BLOCK_VOXELS, int(share * max(0, room) / per_voxel)))
+        if prod(sizes[a] for a in draft.loops) < draft.workers:  # fewer volumes than networks: each gets a part of one
+            limit = max(prod(chunk.values()), min(limit, -(-prod(sizes.values()) // draft.workers)))
+        shape = block_shape(draft.grid, draft.model_axes, sizes, chunk, limit)
+        if shape not in found:
+            found.append(shape)
+            yield shape
+
+
+def _tiled(
+    draft: Plan, session: Session, measured: Probe, memory: tuple[int, int], tile: Sizes, chunk: dict[str, int],
+    block: dict[str, int],
+) -> Plan:  # fmt: skip
+    """The draft in these blocks, with the tile and batch that fit beside them."""
+    process, budget = memory
+    model = draft.model_axes
+    shape = {a: min(n, draft.part[a].size) for a, n in block.items()}
     plan = cached(replace(draft, chunk=chunk, block=shape), (budget - process) // 4)
     room = (budget - process - _block_memory(plan)) // plan.workers
     if (gpu := device_memory(session.device)) is not None:
         budget, room = gpu[0], int(gpu[0] * GPU_SHARE) // plan.workers
-    tiles = asked_tile(model, tile) or _within(plan, _fitting_tile(model, regions, room, measured, budget))
+    tiles = asked_tile(model, tile) or _within(plan, _fitting_tile(model, block, room, measured, budget))
     batch = max(1, min(2**16 // prod(tiles.values()), prod(n for a, n in shape.items() if a not in model)))
     if draft.package.main.axis("b") is None or session.batch_limit is not None:
         batch = 1

@@ -181,9 +181,11 @@ def run_jobs(jobs: Jobs, gpu: bool, tell: Callable[[str], None]) -> Iterator[Dis
 def _signals_kept() -> Iterator[None]:
     """Importing dask_jobqueue makes Ctrl-C leave the program at once, which is not its business."""
     before = signal.getsignal(signal.SIGINT)
-    yield
-    if signal.getsignal(signal.SIGINT) is not before:
-        signal.signal(signal.SIGINT, before)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
 
 
 def _logs() -> Path:

@@ -169,6 +169,34 @@ def test_a_short_job_does_not_load_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+CTRL_C = """
+import gc, os, signal, sys, threading, time
+import numpy as np
+import voidzoo as vz
+from voidzoo.infer import runtimes
+runtimes.WORTH_IT, runtimes.AS_FAST = {2: 0.0}, float("inf")
+plans = [vz.plan(sys.argv[1], np.random.default_rng(0).random((90, 80), np.float32), axes="yx", device="cpu")]
+assert plans[0].runtime == "openvino"
+threading.Thread(target=lambda: (plans.clear(), gc.collect())).start()  # the session goes on another thread
+time.sleep(0.2)
+for _ in range(20):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+    except KeyboardInterrupt:
+        pass
+print("alive")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends itself SIGINT")
+def test_ctrl_c_after_a_session_has_gone(tmp_path: Path) -> None:
+    """OpenVINO's stack for signal handlers must not go with the session: the process would end by SIGSEGV."""
+    package = make_package(tmp_path / "p", depth=1)
+    done = subprocess.run([sys.executable, "-c", CTRL_C, package.path], capture_output=True, text=True, check=False)
+    assert done.stdout == "alive\n", (done.returncode, done.stderr)
+
+
 SCRIPT = """
 import json, sys
 import voidzoo as vz

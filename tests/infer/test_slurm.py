@@ -92,8 +92,10 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(RecipeError, match="gpus=1"):
         open_scheduler(WORD, gpu=True).__enter__()
     monkeypatch.setitem(sys.modules, "dask_jobqueue.slurm", None)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(DependencyError, match=r"pip install .*voidzoo\[cluster\]"):
         open_scheduler(WORD).__enter__()
+    assert signal.getsignal(signal.SIGINT) is before, "a part of dask_jobqueue was imported, and takes Ctrl-C"
 
 
 def free_ports(n: int) -> list[int]:
