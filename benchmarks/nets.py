@@ -161,7 +161,7 @@ def write_package(path: Path, name: str, net: Net, onnx: bytes) -> None:
     """A zip with all that bioimageio.core wants to see: description, weights, test tensors, README.md."""
     import onnxruntime as ort
 
-    from voidzoo.infer.graph import working_bytes
+    from voidzoo.infer.networks.graph import working_bytes
 
     rules = rules_of(net)
     shape = (1, 1, *(max(r["minimum"], 64) for r in rules.values()))

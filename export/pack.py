@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..infer.graph import working_bytes
 from ..infer.grid import Axis, round_up
+from ..infer.networks.graph import working_bytes
 from ..trainers.record import Run, load_run
 from ..zoo.errors import OutputError
 from ..zoo.package import AxisRule, Package, open_package

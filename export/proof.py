@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..infer.device import find_device
 from ..infer.grid import Axis, round_up
+from ..infer.networks.device import find_device
+from ..infer.networks.session import Session
 from ..infer.planning import make_plan
 from ..infer.run import run_in_memory
-from ..infer.session import Session
 from ..zoo.errors import PackageError, ProofFailed
 from ..zoo.open import open_image
 from ..zoo.package import Package

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .geometry import Port
-    from .network import Network
+    from .networks.network import Network
     from .plan import Feed, Plan
 
 

@@ -14,15 +14,15 @@ import numpy as np
 
 from ..zoo.version import __version__
 from .blocks import BlockReport
-from .durable import GroupCommit, sync_file
 from .events import StageStarted, Watch
-from .layer import Layer, safe_name
+from .output.durable import GroupCommit, sync_file
+from .output.layer import Layer, safe_name
+from .output.pyramid import Cascade
+from .output.store import Store
+from .output.tiff import write_tiff
 from .place import Place
 from .plan import Plan, Target
-from .pyramid import Cascade
-from .store import Store
-from .tasks import share_out
-from .tiff import write_tiff
+from .schedulers.tasks import share_out
 
 if TYPE_CHECKING:
     from fractions import Fraction

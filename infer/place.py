@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import OutputError, ResourceError
-from .durable import sync_file, sync_folder
 from .ledger import boot
+from .output.durable import sync_file, sync_folder
 from .plan import raw_targets
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _version(path: Path) -> str | None:
 
 def _provenance(path: Path) -> dict[str, Any] | None:
     """What voidzoo wrote about a result, None for those of others."""
-    from . import store, tiff
+    from .output import store, tiff
 
     return store.read_provenance(path) if path.is_dir() else tiff.read_provenance(path)
 

@@ -20,7 +20,7 @@ from .grid import Axis, Span, blocks
 from .report import plan_text, size_text
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .networks.session import Session
 
 BESIDE = 2
 """Blocks in flight beside those in the network: one is read, one is written."""

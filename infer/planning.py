@@ -11,7 +11,6 @@ from ..zoo.errors import ResourceError, SizeError
 from ..zoo.image import Image
 from ..zoo.package import Package
 from ..zoo.rescale import rescaled
-from .device import Device, cpu_count, find_device
 from .fit import grey_notes, pixel_notes
 from .geometry import geometry
 from .layout import chunk_shape
@@ -25,19 +24,19 @@ from .meeting import (
     sample_letters,
     targets,
 )
-from .network import Network, processing_of
+from .networks.device import Device, cpu_count, find_device
+from .networks.network import Network, processing_of
+from .networks.precision import with_measured_precision
+from .networks.probe import Probe
+from .networks.runtimes import Alternative, alternatives, measure
+from .networks.session import Session, make_session
 from .plan import Choices, Plan
-from .precision import with_measured_precision
-from .probe import Probe
 from .report import size_text
-from .runtimes import Alternative, alternatives, measure
-from .session import Session
 from .shaping import Sizes, asked_block, asked_tile, cached, shaped, with_costs
-from .sight import with_known_halos, with_tolerance
-from .work import make_session
+from .sight.plan_halos import with_known_halos, with_tolerance
 
 if TYPE_CHECKING:
-    from .processing import Processing
+    from .networks.processing import Processing
 
 LIBRARIES = 90 * 2**20
 """What importing and using zarr, codecs and dask adds to the process after planning, measured."""

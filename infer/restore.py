@@ -22,7 +22,7 @@ from .work import Outcome
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .layer import Layer
+    from .output.layer import Layer
     from .plan import Plan
     from .work import Sink
 

@@ -15,26 +15,27 @@ import numpy as np
 
 from ..zoo.errors import BlocksFailed, OutputError, VoidzooError
 from .blocks import BlockReport
-from .cluster import open_scheduler
-from .durable import GroupCommit, Written, sync
 from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
 from .finish import layers_of, peak_memory, publish, what_happened
 from .ledger import Ledger
-from .network import Network
+from .networks.network import Network
+from .networks.session import make_session
+from .output.durable import GroupCommit, Written, sync
+from .output.store import Store
+from .output.tiff import check_tiff
 from .place import IMAGE_STATISTICS, LEDGER, RAW_LEDGER, RAW_STATISTICS, RESTORE_LEDGER, Place
 from .plan import Plan, raw_targets
 from .restore import RestoreWork, restored_layers
 from .samples import Measured, load_or_measure
-from .store import Store
-from .tiff import check_tiff
-from .work import BlockWork, FinishWork, Outcome, RawWork, make_session
+from .schedulers.cluster import open_scheduler
+from .work import BlockWork, FinishWork, Outcome, RawWork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..zoo.image import Image
-    from .cluster import Scheduler
-    from .pyramid import Cascade
+    from .output.pyramid import Cascade
+    from .schedulers.cluster import Scheduler
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def _commits(ledger: Ledger) -> GroupCommit[Any]:
 
 def _failure_of(outcome: Any, plan: Plan) -> BlockFailed | None:
     """A block that failed, or whose workers died again and again."""
-    from .cluster import Lost
+    from .schedulers.cluster import Lost
 
     if isinstance(outcome, Lost):
         spans = plan.block_spans(outcome.item)

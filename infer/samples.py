@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .pyramid import Cascade
+from .output.pyramid import Cascade
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,7 +178,7 @@ def _moved(span: slice, by: int) -> slice:
 def _save(path: Path, measured: Measured) -> None:
     import json
 
-    from .durable import sync_file
+    from .output.durable import sync_file
 
     described = {k: [(t.letters, t.origin) for t in tables] for k, tables in measured.tables.items()}
     arrays = {f"{k}/{i}": t.values for k, tables in measured.tables.items() for i, t in enumerate(tables)}

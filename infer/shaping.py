@@ -11,7 +11,6 @@ import numpy as np
 
 from ..zoo.errors import ResourceError, SizeError
 from ..zoo.rescale import WORKING, Rescaled
-from .device import device_memory
 from .grid import Axis
 from .layout import (
     BLOCK_VOXELS,
@@ -23,12 +22,13 @@ from .layout import (
     longest_region,
     tiled_length,
 )
+from .networks.device import device_memory
 from .plan import Memory, Plan
 from .report import size_text
 
 if TYPE_CHECKING:
-    from .probe import Probe
-    from .session import Session
+    from .networks.probe import Probe
+    from .networks.session import Session
 
 Sizes = tuple[int, ...] | None
 SHARES = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05)

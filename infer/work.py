@@ -14,14 +14,13 @@ import numpy as np
 
 from ..zoo.errors import ResourceError, SizeError
 from .blocks import BlockReport, Pixels, finish_block, predict_block, read_block
-from .device import find_device
 from .events import BlockFailed
 from .layout import choose_tile
-from .network import Network
-from .onnx_network import first_line, out_of_memory
+from .networks.network import Network
+from .networks.onnx_network import first_line, out_of_memory
+from .networks.session import Session, make_session
 from .plan import raw_targets
 from .samples import first_level
-from .session import Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,18 +205,9 @@ def _any(mask: Image, spans: Mapping[str, Span]) -> bool:
     return bool(mask.read(wanted).any())
 
 
-def make_session(plan: Plan) -> Session:
-    """The networks that a plan asks for."""
-    choices = plan.choices
-    return Session(
-        plan.package, find_device(plan.device), plan.workers, shape=plan.geometry, precision=choices.precision,
-        trust_code=choices.trust_code, threads=plan.threads, runtime=plan.runtime,
-    )  # fmt: skip
-
-
 def _session_of_process(plan: Plan) -> Session:
     """One for all plans of a worker process that need the same."""
-    from .once import once_per_process
+    from .schedulers.once import once_per_process
 
     ways = (plan.device, plan.workers, plan.threads, plan.runtime, plan.choices.precision)
     key = ("session", plan.package.sha256, *ways)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from voidzoo.export.graph import RawToDenoised, to_onnx
 from voidzoo.export.pack import axis_rules
-from voidzoo.infer.graph import working_bytes
+from voidzoo.infer.networks.graph import working_bytes
 from voidzoo.trainers.networks.unet import build, geometry
 from voidzoo.zoo.normalise import Normalisation
 from voidzoo.zoo.package import Package, open_package

@@ -20,7 +20,7 @@ import voidzoo as vz
 from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph
 from voidzoo.cli import main
-from voidzoo.infer import session as sessions
+from voidzoo.infer.networks import session as sessions
 from voidzoo.many import Index, places, stem
 from voidzoo.zoo.errors import DependencyError, OutputError
 from voidzoo.zoo.package import Package
@@ -191,7 +191,7 @@ def test_holes_stay_in_the_index(package: Package, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("name", ["pooled", "before_scale_range", "two_outputs"])
 def test_any_model_has_one_session(name: str, tmp_path: Path, made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Foreign packages too: the graph is read once, float16 is compared once, whatever the number of images."""
-    from voidzoo.infer import receptive
+    from voidzoo.infer.sight import receptive
 
     reads: list[int] = []
     look = receptive.receptive_field

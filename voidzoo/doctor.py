@@ -57,7 +57,7 @@ def examine() -> dict[str, Any]:
     import onnxruntime
     import psutil
 
-    from .infer.device import PROVIDERS, cpu_count
+    from .infer.networks.device import PROVIDERS, cpu_count
     from .zoo.version import __version__
 
     onnxruntime.set_default_logger_severity(4)
@@ -94,7 +94,7 @@ def _try(word: str) -> str:
     import numpy as np
     import onnxruntime as ort
 
-    from .infer.device import PROVIDERS, find_device
+    from .infer.networks.device import PROVIDERS, find_device
 
     try:
         device = find_device(word)

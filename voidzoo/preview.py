@@ -124,7 +124,7 @@ def _too_large(package: Package, image: Image, settings: Mapping[str, Any]) -> b
     """Whether a model measures samples that take long to read, or the result of a whole sample."""
     if package.plain:
         return False
-    from .infer.processing import Processing
+    from .infer.networks.processing import Processing
 
     processing = Processing(package, "", trust_code=bool(settings.get("trust_code")))
     if any(processing.outputs_wanted.values()) or processing.needs_whole():

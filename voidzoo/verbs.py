@@ -16,13 +16,13 @@ from typing import Any
 
 from . import api
 from .infer.finish import layers_of
-from .infer.layer import check_layers
+from .infer.output.layer import check_layers
+from .infer.output.store import Store
+from .infer.output.tiff import check_tiff
 from .infer.place import Place
 from .infer.plan import Plan
 from .infer.report import result_text, size_text
 from .infer.restore import restored_layers
-from .infer.store import Store
-from .infer.tiff import check_tiff
 from .many import DONE, FAILED, HOLES, Index, brief, holes_of, in_words, places, stem
 from .screen import for_people, say, warn
 from .zoo.errors import BlocksFailed, DependencyError, DeviceError, PackageError, RecipeError, VoidzooError, nearest

@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 import pytest
 
-from voidzoo.infer import connect
-from voidzoo.infer.cluster import Lost, Scheduler, SchedulerError, open_scheduler
+from voidzoo.infer.schedulers import connect
+from voidzoo.infer.schedulers.cluster import Lost, Scheduler, SchedulerError, open_scheduler
 from voidzoo.zoo.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +258,7 @@ def test_the_work_travels_once_and_things_are_made_once(site: Site) -> None:
             self.table = table
 
         def __call__(self, item: int) -> tuple[int, int, int, int]:
-            from voidzoo.infer.cluster import once_per_process
+            from voidzoo.infer.schedulers.cluster import once_per_process
 
             def make() -> list[int]:
                 time.sleep(0.2)  # long enough for the other threads to want it, too
@@ -289,7 +289,7 @@ def _left_behind(site: Site) -> int:
     connect: Any = Client  # it has no types
 
     def count() -> int:
-        from voidzoo.infer import once, remote
+        from voidzoo.infer.schedulers import once, remote
 
         return len(once._SLOTS) + len(remote._PARCELS) + len(remote._CLIENTS)
 
@@ -305,9 +305,9 @@ def test_a_killed_client_leaves_nothing_in_the_workers(site: Site) -> None:
     site.worker()
     script = f"""
         import time
-        from voidzoo.infer.cluster import open_scheduler, once_per_process
+        from voidzoo.infer.schedulers.cluster import open_scheduler, once_per_process
         def work(item):
-            from voidzoo.infer.cluster import once_per_process
+            from voidzoo.infer.schedulers.cluster import once_per_process
             once_per_process("x", lambda: bytes(1000))
             time.sleep(0.1)
             return item
@@ -381,7 +381,7 @@ def test_ctrl_c_reaches_the_children_too_but_they_finish(tmp_path: Path) -> None
     """SIGINT to the whole process group, as a terminal sends it: what runs is finished and heard of."""
     script = f"""
         import time, pathlib
-        from voidzoo.infer.cluster import open_scheduler
+        from voidzoo.infer.schedulers.cluster import open_scheduler
         def work(item):
             time.sleep(0.2)
             pathlib.Path({str(tmp_path)!r}, str(item)).touch()
@@ -410,7 +410,7 @@ def test_ctrl_c_reaches_the_children_too_but_they_finish(tmp_path: Path) -> None
 def test_a_second_ctrl_c_ends_what_runs(tmp_path: Path) -> None:
     script = """
         import time
-        from voidzoo.infer.cluster import open_scheduler
+        from voidzoo.infer.schedulers.cluster import open_scheduler
         if __name__ == "__main__":
             try:
                 with open_scheduler("processes:2") as scheduler:
@@ -434,7 +434,7 @@ def test_a_second_ctrl_c_ends_what_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_while_it_opens_leaves_no_trace() -> None:
     script = """
-        from voidzoo.infer.cluster import open_scheduler
+        from voidzoo.infer.schedulers.cluster import open_scheduler
         if __name__ == "__main__":
             import distributed
             try:
@@ -460,7 +460,7 @@ def test_ctrl_c_while_it_opens_leaves_no_trace() -> None:
 def test_children_end_with_a_client_that_is_killed(tmp_path: Path) -> None:
     script = """
         import os, time, pathlib
-        from voidzoo.infer.cluster import open_scheduler
+        from voidzoo.infer.schedulers.cluster import open_scheduler
         def work(item):
             time.sleep(0.1)
             return os.getpid()
@@ -522,7 +522,7 @@ def test_workers_that_dask_pauses_do_not_hang_it(site: Site, monkeypatch: pytest
     def work(item: int) -> int:
         import time
 
-        from voidzoo.infer.cluster import once_per_process
+        from voidzoo.infer.schedulers.cluster import once_per_process
 
         once_per_process("ballast", lambda: bytearray(500_000_000) if limited() else None)
         time.sleep(0.05)
@@ -634,7 +634,7 @@ def test_a_million_items_cost_the_client_nothing(site: Site) -> None:
 def test_a_script_without_its_guard_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from voidzoo.infer.cluster import open_scheduler\n"
+        "from voidzoo.infer.schedulers.cluster import open_scheduler\n"
         "with open_scheduler('processes:2') as scheduler:\n"
         "    scheduler.share_out(print, range(3), 1)\n"
     )

@@ -532,7 +532,7 @@ def test_a_block_whose_data_the_disk_did_not_take_is_done_again(
     package: Package, image: NDArray[Any], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fdatasync fails after the write went well, as of a dying disk: no real one is at hand, so the call is replaced."""
-    from voidzoo.infer import durable
+    from voidzoo.infer.output import durable
 
     real, calls = durable._datasync, []
 

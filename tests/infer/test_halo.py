@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.packages import make_package, micrograph
-from voidzoo.infer.halo import HaloErrors, check_halos, measured_error, smallest_halo
-from voidzoo.infer.halo_probe import PLACES, ProbeSize, probe_regions, probe_size
-from voidzoo.infer.receptive import Reach, receptive_field
+from voidzoo.infer.probe_regions import PLACES, ProbeSize, probe_regions, probe_size
+from voidzoo.infer.sight.halo import HaloErrors, check_halos, measured_error, smallest_halo
+from voidzoo.infer.sight.receptive import Reach, receptive_field
 from voidzoo.zoo.image import Image
 from voidzoo.zoo.open import open_image
 from voidzoo.zoo.package import Package

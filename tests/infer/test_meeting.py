@@ -19,8 +19,8 @@ from tests.model_zoo import MODELS, Model, micrograph
 from tests.packages import make_package
 from tests.trained import smooth, trained
 from voidzoo.infer import samples
-from voidzoo.infer.device import PROVIDERS, find_device
 from voidzoo.infer.fit import grey_notes, pixel_notes
+from voidzoo.infer.networks.device import PROVIDERS, find_device
 from voidzoo.infer.plan import Plan
 from voidzoo.zoo.errors import AxesError, DeviceError, DtypeError, SizeError
 from voidzoo.zoo.open import open_image
@@ -397,8 +397,8 @@ def test_words_that_are_no_device() -> None:
 
 def test_a_session_is_used_again_with_its_workers(folder: Path) -> None:
     """A plan that is given a session of two workers shares its blocks between them, and says so."""
-    from voidzoo.infer.device import Device
-    from voidzoo.infer.session import Session
+    from voidzoo.infer.networks.device import Device
+    from voidzoo.infer.networks.session import Session
 
     package = make_package(folder / "again", depth=1)
     x = micrograph(np.random.default_rng(), (4, 90, 96))

@@ -24,7 +24,7 @@ from tests.model_zoo import micrograph as waves
 from tests.packages import make_package, micrograph
 from tests.trained import smooth, trained
 from voidzoo.infer import planning
-from voidzoo.infer.precision import difference
+from voidzoo.infer.networks.precision import difference
 from voidzoo.zoo import rescale
 from voidzoo.zoo.errors import AxesError, OutputError, PackageError, SizeError
 from voidzoo.zoo.package import Package

@@ -12,9 +12,9 @@ import zarr
 
 import voidzoo as vz
 from tests.infer.test_store import blocks, example_layer
-from voidzoo.infer.layer import MANY_CHUNKS, Layer, safe_name
-from voidzoo.infer.pyramid import steps
-from voidzoo.infer.store import Store, read_provenance
+from voidzoo.infer.output.layer import MANY_CHUNKS, Layer, safe_name
+from voidzoo.infer.output.pyramid import steps
+from voidzoo.infer.output.store import Store, read_provenance
 from voidzoo.zoo.image import PixelSize
 
 DTYPES = {"uint8", "uint16", "int32", "float32"}

@@ -240,7 +240,7 @@ def test_written_zarr_is_valid_ome_zarr(packages: dict[str, Package], tmp_path: 
 def test_many_chunks_become_shards(
     packages: dict[str, Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voidzoo.infer.layer.MANY_CHUNKS", 3)
+    monkeypatch.setattr("voidzoo.infer.output.layer.MANY_CHUNKS", 3)
     x = micrograph(np.random.default_rng(8), (2, 600, 520))
     vz.predict(packages["2d-depth1"], x, axes="zyx", out=tmp_path / "o.ome.zarr", device="cpu")
     array = zarr.open_array(tmp_path / "o.ome.zarr" / "0", mode="r")
@@ -284,9 +284,9 @@ def test_several_sessions_give_the_same(
     packages: dict[str, Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan with two single-threaded sessions, as a long job may get: the whole-image result, and it is pinned."""
-    monkeypatch.setattr("voidzoo.infer.runtimes.WORTH_PROBING", 0.0)
-    monkeypatch.setattr("voidzoo.infer.runtimes.CLEARLY", float("inf"))
-    monkeypatch.setattr("voidzoo.infer.runtimes.cpu_count", lambda: 2)
+    monkeypatch.setattr("voidzoo.infer.networks.runtimes.WORTH_PROBING", 0.0)
+    monkeypatch.setattr("voidzoo.infer.networks.runtimes.CLEARLY", float("inf"))
+    monkeypatch.setattr("voidzoo.infer.networks.runtimes.cpu_count", lambda: 2)
     package = packages["2d-depth2"]
     x = micrograph(np.random.default_rng(6), (5, 200, 170))
     settings_ = {"axes": "zyx", "device": "cpu", "block": (64, 64), "tile": (80, 80), "dtype": "float32"}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from voidzoo.infer.processing import Processing
+from voidzoo.infer.networks.processing import Processing
 from voidzoo.zoo.errors import DependencyError, PackageError
 from voidzoo.zoo.rdf import read_package
 from voidzoo.zoo.statistics import statistics
@@ -468,7 +468,7 @@ def test_casts_alone_do_not_import_bioimageio():
     program = (
         "import sys, numpy as np\n"
         "from test_processing import Model, step\n"
-        "from voidzoo.infer.processing import Processing\n"
+        "from voidzoo.infer.networks.processing import Processing\n"
         "p = Processing(Model(pre=[step('ensure_dtype', dtype='uint8')]).package)\n"
         "out = p.before({'input': np.full((1, 3, 4, 4), 7.9, 'f4')}, {})['input']\n"
         "assert out.dtype == 'u1' and (out == 7).all()\n"

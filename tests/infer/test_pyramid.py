@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import voidzoo as vz
 from tests.packages import make_package, micrograph
-from voidzoo.infer.pyramid import PIECE, mean, nearest, pyramid
+from voidzoo.infer.output.pyramid import PIECE, mean, nearest, pyramid
 from voidzoo.zoo.image import PixelSize
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.infer.test_receptive_oracle import check_halo, check_sees, check_tiles
-from voidzoo.infer.receptive import Reach, receptive_field, widest
+from voidzoo.infer.sight.receptive import Reach, receptive_field, widest
 from voidzoo.trainers.networks.unet import build, geometry
 from voidzoo.zoo.errors import PackageError
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from voidzoo.infer.receptive import Reach, receptive_field
+from voidzoo.infer.sight.receptive import Reach, receptive_field
 
 CHANNELS = 2
 

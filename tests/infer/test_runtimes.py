@@ -17,7 +17,7 @@ import voidzoo as vz
 from tests.infer.test_models import plan_of, predicted
 from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph, whole
-from voidzoo.infer import openvino_network, runtimes
+from voidzoo.infer.networks import openvino_network, runtimes
 from voidzoo.infer.run import run_in_memory
 from voidzoo.zoo.errors import DependencyError
 
@@ -173,7 +173,7 @@ CTRL_C = """
 import gc, os, signal, sys, threading, time
 import numpy as np
 import voidzoo as vz
-from voidzoo.infer import runtimes
+from voidzoo.infer.networks import runtimes
 runtimes.WORTH_IT, runtimes.AS_FAST = {2: 0.0}, float("inf")
 plans = [vz.plan(sys.argv[1], np.random.default_rng(0).random((90, 80), np.float32), axes="yx", device="cpu")]
 assert plans[0].runtime == "openvino"
@@ -200,7 +200,7 @@ def test_ctrl_c_after_a_session_has_gone(tmp_path: Path) -> None:
 SCRIPT = """
 import json, sys
 import voidzoo as vz
-from voidzoo.infer import runtimes
+from voidzoo.infer.networks import runtimes
 runtimes.WORTH_IT, runtimes.AS_FAST = {2: 0.0, 3: 0.0}, float("inf")
 package, source, out, memory = sys.argv[1:]
 result = vz.predict(package, source, out=out, device="cpu", **({"memory": memory} if memory else {}))

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from voidzoo.infer.cluster import Scheduler, SchedulerError, open_scheduler
-from voidzoo.infer.slurm import Jobs
+from voidzoo.infer.schedulers.cluster import Scheduler, SchedulerError, open_scheduler
+from voidzoo.infer.schedulers.slurm import Jobs
 from voidzoo.zoo.errors import DependencyError, RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +259,7 @@ def test_a_queue_that_is_full_is_told(home: Path) -> None:
 def test_jobs_end_when_the_client_is_killed(home: Path) -> None:
     script = f"""
         import time
-        from voidzoo.infer.cluster import open_scheduler
+        from voidzoo.infer.schedulers.cluster import open_scheduler
         def work(item):
             time.sleep(0.1)
             return item

@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import voidzoo as vz
-from voidzoo.infer import durable
-from voidzoo.infer.array import DurableArray
-from voidzoo.infer.chunks import DTYPES, Spec, crc32c, read_spec
-from voidzoo.infer.durable import GroupCommit, Written, sync
-from voidzoo.infer.layer import Layer
-from voidzoo.infer.pyramid import Cascade
-from voidzoo.infer.store import Store
+from voidzoo.infer.output import durable
+from voidzoo.infer.output.array import DurableArray
+from voidzoo.infer.output.chunks import DTYPES, Spec, crc32c, read_spec
+from voidzoo.infer.output.durable import GroupCommit, Written, sync
+from voidzoo.infer.output.layer import Layer
+from voidzoo.infer.output.pyramid import Cascade
+from voidzoo.infer.output.store import Store
 from voidzoo.zoo.image import PixelSize
 
 
@@ -191,7 +191,7 @@ def test_arrays_of_others_are_refused(tmp_path: Path) -> None:
 FULL = """
 import pickle, resource, sys
 import numpy as np
-from voidzoo.infer.array import DurableArray
+from voidzoo.infer.output.array import DurableArray
 array = DurableArray(__import__("pathlib").Path(sys.argv[1]))
 values = np.random.default_rng(1).integers(1, 2**16, array.shape).astype(np.uint16)
 part = tuple(slice(0, n) for n in array.shape)
@@ -299,8 +299,8 @@ def test_threads_and_processes_write_side_by_side(tmp_path: Path) -> None:
 def test_neither_zarr_nor_dask_is_imported_before_the_first_block(tmp_path: Path) -> None:
     code = (
         "import sys, numpy, pathlib\n"
-        "from voidzoo.infer.store import Layer, Store\n"
-        "from voidzoo.infer.durable import sync\n"
+        "from voidzoo.infer.output.store import Layer, Store\n"
+        "from voidzoo.infer.output.durable import sync\n"
         "layer = Layer('', 'yx', (300, 300), 'uint16', (64, 64), (300, 300))\n"
         "store = Store(pathlib.Path(sys.argv[1]))\n"
         "store.create([layer])\n"

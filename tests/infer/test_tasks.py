@@ -16,9 +16,9 @@ from dask.threaded import get
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voidzoo.infer.cluster import open_scheduler
-from voidzoo.infer.once import forget_all, once_per_process
-from voidzoo.infer.tasks import WINDOW, share_out
+from voidzoo.infer.schedulers.cluster import open_scheduler
+from voidzoo.infer.schedulers.once import forget_all, once_per_process
+from voidzoo.infer.schedulers.tasks import WINDOW, share_out
 
 
 @given(n=st.integers(0, 3 * WINDOW + 5), threads=st.integers(1, 9))

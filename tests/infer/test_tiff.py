@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 import voidzoo as vz
 from tests.infer.test_outputs import LAYERS, filled
 from tests.infer.test_store import axes_of, example_layer
-from voidzoo.infer import tiff
-from voidzoo.infer.array import DurableArray
-from voidzoo.infer.chunks import Spec
-from voidzoo.infer.layer import Layer
-from voidzoo.infer.store import Store
-from voidzoo.infer.tiff import read_provenance, write_tiff
+from voidzoo.infer.output import tiff
+from voidzoo.infer.output.array import DurableArray
+from voidzoo.infer.output.chunks import Spec
+from voidzoo.infer.output.layer import Layer
+from voidzoo.infer.output.store import Store
+from voidzoo.infer.output.tiff import read_provenance, write_tiff
 from voidzoo.zoo.image import PixelSize
 
 
@@ -109,8 +109,8 @@ AGAIN = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from voidzoo.infer.store import Layer, Store
-from voidzoo.infer.tiff import write_tiff
+from voidzoo.infer.output.store import Layer, Store
+from voidzoo.infer.output.tiff import write_tiff
 from voidzoo.zoo.image import PixelSize
 
 folder, threads, block = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])

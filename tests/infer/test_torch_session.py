@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from tests.model_zoo import MODELS, Model
-from voidzoo.infer.device import Device
-from voidzoo.infer.torch_session import TorchNetwork
+from voidzoo.infer.networks.device import Device
+from voidzoo.infer.networks.torch_network import TorchNetwork
 from voidzoo.zoo.errors import DependencyError, DeviceError, PackageError
 from voidzoo.zoo.package import Package, open_package
 
@@ -230,8 +230,8 @@ def test_without_torch_it_is_named(tmp_path: Path) -> None:
     folder = MODELS["torchscript"](tmp_path).path
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from voidzoo.infer.torch_session import TorchNetwork\n"
-        "from voidzoo.infer.device import Device\n"
+        "from voidzoo.infer.networks.torch_network import TorchNetwork\n"
+        "from voidzoo.infer.networks.device import Device\n"
         "from voidzoo.zoo.package import open_package\n"
         "from voidzoo.zoo.errors import DependencyError\n"
         f"package = open_package({str(folder)!r})\n"

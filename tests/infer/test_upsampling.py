@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from voidzoo.infer.upsampling import with_merged_upsampling
+from voidzoo.infer.networks.upsampling import with_merged_upsampling
 
 SHORT: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..zoo.errors import PackageError
+from ...zoo.errors import PackageError
 from . import openvino_network
 from .device import cpu_count
 from .graph import working_bytes
 from .precision import differs_by
 from .probe import Probe, probe, random_feeds
+from .session import make_session
 from .upsampling import with_merged_upsampling
-from .work import make_session
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from ..plan import Plan
     from .session import Session
 
 WORTH_IT = {1: 3.0, 2: 3.0, 3: 1.0}

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import DependencyError, PackageError
+from ...zoo.errors import DependencyError, PackageError
 from .onnx_network import first_line
 from .upsampling import with_merged_upsampling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..zoo.package import Package
+    from ...zoo.package import Package
 
 
 def installed() -> bool:

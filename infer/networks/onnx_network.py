@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import DeviceError, PackageError
+from ...zoo.errors import DeviceError, PackageError
 from .device import INDEXED, PROVIDERS, Device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..zoo.package import Package
+    from ...zoo.package import Package
 
 
 class OnnxNetwork:

@@ -7,15 +7,16 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .device import Device, cpu_count
-from .geometry import Geometry, geometry
+from ..geometry import Geometry, geometry
+from .device import Device, cpu_count, find_device
 from .onnx_network import OnnxNetwork, to_fp16
 from .openvino_network import OpenVinoNetwork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..zoo.package import Package
+    from ...zoo.package import Package
+    from ..plan import Plan
     from .probe import Probe
 
 
@@ -56,7 +57,7 @@ class Session:
             elif weights.kind == "onnx":
                 backend = OnnxNetwork(package, data, device, self.threads)
             else:
-                from .torch_session import TorchNetwork
+                from .torch_network import TorchNetwork
 
                 backend = TorchNetwork(package, weights, device, self.threads, trust_code=trust_code)
             self._free.put(backend)
@@ -89,3 +90,12 @@ class Session:
         each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         each += ", OpenVINO" if self.runtime == "openvino" else ""
         return f"cpu ({each})" if self.workers == 1 else f"cpu ({self.workers} x {each})"
+
+
+def make_session(plan: Plan) -> Session:
+    """The networks that a plan asks for."""
+    choices = plan.choices
+    return Session(
+        plan.package, find_device(plan.device), plan.workers, shape=plan.geometry, precision=choices.precision,
+        trust_code=choices.trust_code, threads=plan.threads, runtime=plan.runtime,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
-from ..zoo.errors import VoidzooError
+from ...zoo.errors import VoidzooError
 
 if TYPE_CHECKING:
     from .dispatch import Distributed

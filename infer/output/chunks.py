@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import OutputError
+from ...zoo.errors import OutputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

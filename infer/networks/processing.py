@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import DependencyError, PackageError
-from ..zoo.package import Step
-from ..zoo.statistics import Wanted
+from ...zoo.errors import DependencyError, PackageError
+from ...zoo.package import Step
+from ...zoo.statistics import Wanted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..zoo.package import Package, Tensor
+    from ...zoo.package import Package, Tensor
 
     Arrays = Mapping[str, NDArray[Any]]
     Values = Mapping[str, Sequence[NDArray[np.float64]]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import PackageError, VoidzooError
+from ...zoo.errors import PackageError, VoidzooError
 from .onnx_network import first_line
 
 if TYPE_CHECKING:

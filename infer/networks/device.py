@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..zoo.errors import DeviceError
+from ...zoo.errors import DeviceError
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
-from ..zoo.axes import ORDER
-from ..zoo.errors import AxesError, DtypeError, OutputError, SizeError
-from ..zoo.image import PixelSize
+from ...zoo.axes import ORDER
+from ...zoo.errors import AxesError, DtypeError, OutputError, SizeError
+from ...zoo.image import PixelSize
 from .chunks import DTYPES, Spec
 from .pyramid import Level, pyramid
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..zoo.errors import DependencyError, RecipeError, nearest
+from ...zoo.errors import DependencyError, RecipeError, nearest
 from .connect import connected, kept, quiet
 from .dispatch import TICK, Distributed
 from .trouble import SchedulerError, first_line

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import OutputError
+from ...zoo.errors import OutputError
 from .chunks import MISSING, Spec, chunks_of, decode, encode, index_bytes, index_size, read_index, read_spec
 from .durable import Written
 

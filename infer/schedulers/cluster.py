@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from ..zoo.errors import RecipeError
+from ...zoo.errors import RecipeError
 from .connect import connected, counted, kept, quiet, wait_for_workers, without_ctrl_c
 from .dispatch import Distributed, Lost
 from .once import once_per_process

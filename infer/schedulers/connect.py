@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from ..zoo.version import __version__
+from ...zoo.version import __version__
 from .dispatch import Distributed
 from .trouble import PREFIX, SchedulerError, first_line, paused, plug_in
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.image import PixelSize
+from ...zoo.image import PixelSize
 from .durable import Written
 
 if TYPE_CHECKING:

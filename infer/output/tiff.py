@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import DtypeError
+from ...zoo.errors import DtypeError
 from .layer import Layer
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def write_tiff(
     """
     import tifffile
 
-    from ..zoo.version import __version__
+    from ...zoo.version import __version__
 
     check_tiff(layers)
     creator = f"voidzoo {__version__}"

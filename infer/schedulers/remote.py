@@ -16,7 +16,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
-from ..zoo.version import __version__
+from ...zoo.version import __version__
 from .once import forget_all
 from .trouble import PREFIX
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..zoo.errors import OutputError
+from ...zoo.errors import OutputError
 from .array import DurableArray
 from .durable import Written, sync
 from .layer import Layer, check_layers

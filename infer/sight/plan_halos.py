@@ -8,15 +8,15 @@ from math import ceil, lcm
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from .geometry import Port
-from .grid import Axis
+from ..geometry import Port
+from ..grid import Axis
 from .halo import HaloCheck, check_halos, measured_error, smallest_halo
 
 if TYPE_CHECKING:
-    from .network import Network
-    from .plan import Plan
+    from ..networks.network import Network
+    from ..networks.session import Session
+    from ..plan import Plan
     from .receptive import Reach
-    from .session import Session
 
 
 def with_known_halos(plan: Plan, session: Session) -> Plan:
@@ -117,7 +117,7 @@ def with_tolerance(plan: Plan, network: Network, voxels: int) -> Plan:
 
     voxels: how many the network may be run on for that.
     """
-    from .halo_probe import probe_regions, probe_size
+    from ..probe_regions import probe_regions, probe_size
 
     tolerance = plan.choices.tolerance
     if not tolerance:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import PackageError
+from ...zoo.errors import PackageError
 from .receptive_axis import NOTHING, Along, Lost, Sees, Tensor, begin
 from .receptive_moves import MOVES
 from .receptive_ops import SIMPLE, Node, everything

@@ -11,11 +11,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..zoo.package import Package
-    from ..zoo.statistics import Wanted
-    from .plan import Plan
+    from ...zoo.package import Package
+    from ...zoo.statistics import Wanted
+    from ..plan import Plan
+    from ..samples import Measured
     from .processing import Processing
-    from .samples import Measured
     from .session import Session
 
 Items = Sequence[Mapping[str, tuple[int, int]]]
@@ -75,7 +75,7 @@ class Network:
 
     def outputs_of(self, region: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """What the network makes of one region (1, c, *space) of the main image, which is a sample of its own."""
-        from .samples import Measured, measure_arrays
+        from ..samples import Measured, measure_arrays
 
         port = self._inputs[0]
         measured = Measured()

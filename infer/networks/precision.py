@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..zoo.errors import PackageError
-from .halo_probe import probe_regions
+from ...zoo.errors import PackageError
+from ..probe_regions import probe_regions
 from .network import Network
 from .probe import random_feeds
 from .session import Session
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .plan import Plan
+    from ..plan import Plan
 
 REGIONS = 3
 """Places of the image that are run in both: a bright, a textured and a random one."""

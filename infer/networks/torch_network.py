@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..zoo.errors import DependencyError, DeviceError, PackageError, VoidzooError
+from ...zoo.errors import DependencyError, DeviceError, PackageError, VoidzooError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..zoo.package import Package, Weights
+    from ...zoo.package import Package, Weights
     from .device import Device
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .grid import round_up
+from ..grid import round_up
 from .receptive import Reach
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Where results go: chunks on disk, arrays, pyramids, OME-Zarr and OME-TIFF."""

@@ -1,0 +1,1 @@
+"""Who does the blocks: threads, processes, a cluster of dask, slurm."""

@@ -1,0 +1,1 @@
+"""How far a network sees: read from its graph, or measured on the image."""
