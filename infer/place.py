@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import OutputError, ResourceError
-from .ledger import boot
+from .lock import LOCK, held
 from .output.durable import sync_file, sync_folder
 from .plan import raw_targets
 
@@ -31,11 +28,8 @@ ENDINGS = {
 }
 PLAN, LEDGER, RAW_LEDGER, RESTORE_LEDGER = "plan.json", "ledger.jsonl", "raw.jsonl", "restore.jsonl"
 IMAGE_STATISTICS, RAW_STATISTICS = "statistics.npz", "results.npz"
-LOCK = "lock.json"
 _DONE = (LEDGER, RAW_LEDGER, RESTORE_LEDGER, IMAGE_STATISTICS, RAW_STATISTICS)
 """What says that something need not be done again: it goes before what it speaks of."""
-PATIENCE = 2.0
-"""Seconds until a lock without a name counts as that of a process that died before it could write it."""
 
 
 class Place:
@@ -199,41 +193,10 @@ class Place:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep OUT.part for this process alone, by a lock file in it. That of a process that is gone is taken over.
-
-        Raises OutputError while another process, or one on another machine, has it.
-        """
+        """Keep OUT.part for this process alone. Raises OutputError while another one has it."""
         self.begun()  # nothing is written into a folder that is not ours
-        lock, mine = self.part / LOCK, json.dumps(_this_process())
-        while not _create(lock, mine):
-            self._take_away(lock)
-        try:
+        with held(self.part / LOCK, self.out):
             yield
-        finally:
-            with contextlib.suppress(OSError):
-                if lock.read_text() == mine:
-                    lock.unlink()
-                self.part.rmdir()  # where nothing is left
-
-    def _take_away(self, lock: Path) -> None:
-        """Remove a lock whose process is gone. Raises OutputError for one that holds."""
-        with contextlib.suppress(FileNotFoundError), _alone(lock) as text:
-            holder = _parsed(text)
-            if holder is None:
-                if time.time() - lock.stat().st_mtime > PATIENCE:
-                    lock.unlink()
-                else:  # it is being written
-                    time.sleep(0.05)
-                return
-            here = holder.get("host") == platform.node()
-            if here and _started(holder["pid"]) != holder.get("started"):
-                lock.unlink()
-                return
-            raise OutputError(
-                f"{self.out} is being made by another process.",
-                where=f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}",
-                mend="wait for it, or another -o" if here else f"if it runs no more over there:   rm {lock}",
-            )
 
 
 def _not_ours(path: Path) -> OutputError:
@@ -263,75 +226,11 @@ def _provenance(path: Path) -> dict[str, Any] | None:
     return store.read_provenance(path) if path.is_dir() else tiff.read_provenance(path)
 
 
-def _this_process() -> dict[str, Any]:
-    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"host": platform.node(), "pid": pid, "started": _started(pid), "since": since}
-
-
-def _started(pid: int) -> str | None:
-    """What tells a running process from an earlier one of the same number; None where none runs."""
-    import psutil
-
-    try:  # the time since boot: clocks are set, also while a process runs
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else f"{boot()} {fields[19]}"
-    except (OSError, IndexError):
-        pass
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _create(lock: Path, text: str) -> bool:
-    """Make a lock file that was not there. -> whether it is ours. Raises OSError with the file's name."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except (FileExistsError, FileNotFoundError):  # the second: its folder has just gone with another lock
-        return False
-    try:
-        os.write(handle, text.encode())
-    except OSError as error:
-        lock.unlink()
-        raise OSError(error.errno, error.strerror, str(lock)) from error
-    finally:
-        os.close(handle)
-    return True
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[str]:
-    """The text of a lock, while no other process looks at it: of two that find it left behind, one takes it over.
-
-    Raises FileNotFoundError for a lock that has just gone.
-    """
-    with lock.open() as file:
-        with contextlib.suppress(ImportError, OSError):  # Windows; network drives without locks
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
-            raise FileNotFoundError(lock)
-        text = file.read()
-        if os.name == "nt":  # there, nothing can be removed that is open
-            file.close()
-        yield text
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    """What a lock says; None for one that was not written to its end."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        found = dict(json.loads(text))
-        return {**found, "pid": int(found["pid"])}
-    return None
-
-
 def _difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first settings that differ, e.g. `model: n2v-cells 1.1, now 1.2`."""
     found = []
     for key in ("model", "image", "inputs", "channel", "dtype", "mask", "choices", "halo", "tile", "block", "chunk",
-                "batch", "workers"):  # fmt: skip
+                "batch", "workers", "runtime"):  # fmt: skip
         then, new = stored.get(key), now.get(key)
         if then != new:
             if isinstance(then, dict) and isinstance(new, dict):

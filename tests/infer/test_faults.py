@@ -603,11 +603,11 @@ def test_the_lock_of_a_killed_process_is_taken_over(
 
 
 def _locked(out: Path, **facts: Any) -> Path:
-    from voidzoo.infer import place
+    from voidzoo.infer import lock as locks
 
-    lock = Place(out).part / place.LOCK
+    lock = Place(out).part / locks.LOCK
     lock.parent.mkdir(exist_ok=True)
-    lock.write_text(json.dumps({**place._this_process(), **facts}))
+    lock.write_text(json.dumps({**locks._this_process(), **facts}))
     return lock
 
 
