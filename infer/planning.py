@@ -24,7 +24,7 @@ from .meeting import (
     sample_letters,
     targets,
 )
-from .networks.device import Device, cpu_count, find_device
+from .networks.device import Device, cpu_count, find_device, openvino_installed
 from .networks.network import Network, processing_of
 from .networks.precision import with_measured_precision
 from .networks.probe import Probe
@@ -84,6 +84,8 @@ def make_plan(
         image = at_model_size(package, image, whole=not only)
         mask, inputs = laid_on(package, image, mask, inputs or {})
     draft, wanted = _draft(package, image, channel, inputs or {}, dtype, device, original)
+    if wanted.kind == "openvino" and openvino_installed():
+        draft = replace(draft, runtime="openvino")
     processes = _processes(scheduler)
     draft, processing = _chosen(
         replace(draft, choices=choices, mask=mask, threads=max(1, cpu_count() // processes) if processes else None,

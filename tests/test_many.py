@@ -159,7 +159,7 @@ def test_what_no_image_would_be_spared_stops_at_once(
     """A device that is not there, a precision that cannot be: told once, with its exit code; the index says to do."""
     files = images(tmp_path / "in", 4)
     line = ["predict", package.path, *files, "-o", tmp_path / "out", "-q"]
-    assert run(*line, "--device", "openvino") == 3
+    assert run(*line, "--device", "directml") == 3
     assert capsys.readouterr().err.count("was asked for") == 1
     assert run(*line, "--device", "cpu", "--precision", "fp8") == 2
     assert [status for _, status, _ in index(tmp_path / "out").values()] == ["to do"] * 4

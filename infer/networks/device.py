@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ PROVIDERS = {
     "mps": "CoreMLExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",  # where OpenVINO itself is not installed
     "directml": "DmlExecutionProvider",
 }
 INDEXED = ("cuda", "tensorrt", "directml")
@@ -41,6 +42,8 @@ def find_device(word: str = "auto") -> Device:
     if kind not in ("auto", *PROVIDERS) or (index and (kind not in INDEXED or not index.isdigit())):
         raise DeviceError(f"there is no device {word!r}.", mend=f"--device auto, cuda:1, {', '.join(PROVIDERS)}")
     available = ort.get_available_providers()
+    if kind == "openvino" and openvino_installed():
+        return Device(kind)
     if kind == "auto":
         return Device("cuda") if PROVIDERS["cuda"] in available and _cuda_devices() else Device("cpu")
     if PROVIDERS[kind] not in available:
@@ -52,7 +55,13 @@ def find_device(word: str = "auto") -> Device:
 
 
 def _words(providers: Sequence[str]) -> str:
-    return ", ".join(word for word, provider in PROVIDERS.items() if provider in providers)
+    there = [word for word, provider in PROVIDERS.items() if provider in providers]
+    return ", ".join(there + ["openvino"] * (openvino_installed() and "openvino" not in there))
+
+
+def openvino_installed() -> bool:
+    """Whether OpenVINO itself is there, beside what onnxruntime was built with; it is not imported."""
+    return importlib.util.find_spec("openvino") is not None
 
 
 def _cuda_devices() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...zoo.package import Package
-
-
-def installed() -> bool:
-    """Whether OpenVINO is there; it is not imported."""
-    return importlib.util.find_spec("openvino") is not None
 
 
 @lru_cache(maxsize=1)

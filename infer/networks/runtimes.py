@@ -9,8 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ...zoo.errors import PackageError
-from . import openvino_network
-from .device import cpu_count
+from .device import cpu_count, openvino_installed
 from .graph import working_bytes
 from .precision import differs_by
 from .probe import Probe, probe, random_feeds
@@ -78,7 +77,7 @@ def alternatives(draft: Plan, session: Session, known: float, seconds: float, *,
     process has the machine's processors for itself.
     """
     shape = _probe_shape(draft)
-    if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_network.installed():
+    if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_installed():
         other, libraries = _openvino(draft, session)
         if other is not None:
             tensors = _tensors(draft, other, shape, with_merged_upsampling(draft.package.onnx()))

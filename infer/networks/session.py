@@ -7,8 +7,9 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...zoo.errors import DeviceError
 from ..geometry import Geometry, geometry
-from .device import Device, cpu_count, find_device
+from .device import Device, cpu_count, find_device, openvino_installed
 from .onnx_network import OnnxNetwork, to_fp16
 from .openvino_network import OpenVinoNetwork
 
@@ -44,6 +45,10 @@ class Session:
         self.probed: dict[tuple[int, ...], Probe] = {}
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         weights = package.chosen_weights(trust_code=trust_code)
+        if weights.kind == "onnx" and device.kind == "openvino" and openvino_installed():
+            runtime = "openvino"
+        if runtime == "openvino" and weights.kind != "onnx":
+            raise DeviceError(f"OpenVINO was asked for, but {package.name} has no ONNX weights.", mend="--device cpu")
         self.runtime = runtime or ("onnxruntime" if weights.kind == "onnx" else "torch")
         position = {t.id: i for i, t in enumerate(package.inputs)}
         self._keys = [position[p.id] if weights.kind == "onnx" else p.id for p in self.geometry.inputs]
@@ -85,7 +90,7 @@ class Session:
     @property
     def name(self) -> str:
         """The device that really runs, for people."""
-        if self.device.kind != "cpu":
+        if self.device.kind != "cpu" and self.runtime != "openvino":
             return str(self.device)
         each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         each += ", OpenVINO" if self.runtime == "openvino" else ""

@@ -14,17 +14,18 @@ import tifffile
 import zarr
 
 import voidzoo as vz
-from tests.infer.test_models import plan_of, predicted
+from tests.infer.test_models import plan_of, predicted, spatial
 from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph, whole
 from voidzoo.infer.networks import openvino_network, runtimes
+from voidzoo.infer.networks.device import openvino_installed
 from voidzoo.infer.run import run_in_memory
 from voidzoo.zoo.errors import DependencyError
 
 STD = 1e-4
 """How far the two runtimes may be from each other, in units of the output's std."""
 
-pytestmark = pytest.mark.skipif(not openvino_network.installed(), reason="OpenVINO is for x86-64")
+pytestmark = pytest.mark.skipif(not openvino_installed(), reason="OpenVINO is for x86-64")
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "2d": {"dims": 2, "depth": 2, "filters": 8},
@@ -144,7 +145,7 @@ def test_onnxruntime_does_what_openvino_does_not(fault: str, tmp_path: Path, mon
     network = openvino_network.OpenVinoNetwork
     honest = network.run
     if fault == "not installed":
-        monkeypatch.setattr(openvino_network, "installed", lambda: False)
+        monkeypatch.setattr(runtimes, "openvino_installed", lambda: False)
     if fault == "cannot load":
         monkeypatch.setattr(network, "__init__", refuse)
     if fault == "cannot run":
@@ -157,6 +158,21 @@ def test_onnxruntime_does_what_openvino_does_not(fault: str, tmp_path: Path, mon
     assert plan.runtime == ""
     expected = np.concatenate([whole(package, plane[None]) for plane in x])
     assert off(in_memory(plan), expected) <= 1e-5
+
+
+def test_it_can_be_asked_for(tmp_path: Path) -> None:
+    """By its word also for a job of a blink, whatever is faster; weights that it cannot read are refused."""
+    package = make_package(tmp_path / "p", depth=1)
+    x = micrograph(np.random.default_rng(), (2, 90, 80))
+    plan = vz.plan(package, x, axes="zyx", device="openvino", dtype="float32")
+    assert plan.runtime == "openvino"
+    assert "OpenVINO) (asked: openvino)" in str(plan)
+    expected = np.concatenate([whole(package, plane[None]) for plane in x])
+    assert off(in_memory(plan), expected) <= STD
+    model = MODELS["torchscript"](tmp_path)
+    image = model.images(np.random.default_rng())[model.main]
+    with pytest.raises(vz.VoidzooError, match=r"has no ONNX weights(.|\n)*--device cpu"):
+        vz.plan(model.path, image, axes=spatial(model.letters[model.main]), device="openvino")
 
 
 def test_a_short_job_does_not_load_it(tmp_path: Path) -> None:
