@@ -56,6 +56,9 @@ class Series:
         }
         for key in [k for k in found if k.endswith("_s") and k != "mvox_s"]:
             found[key] = round(median(o.facts[key] for o in self.outcomes if key in o.facts), 3)
+        plans = [o.measured.peak / 1e6 / o.facts["planned_mb"] for o in self.outcomes if o.facts.get("planned_mb")]
+        if plans:
+            found["peak_of_plan"] = round(max(plans), 3)
         if self.outcomes[0].errors:
             found["errors"] = self.outcomes[0].errors
         if floors:

@@ -33,7 +33,7 @@ def efficiency(cases: Cases) -> Figures:
         "limit": case.get("limit"),
         "share_of_limit": _ratio(share, case.get("limit")),
         "error": (_of(case, "errors") or {}).get("all"),
-        "peak_of_plan": _ratio(_of(case, "peak_mb"), _of(case, "planned_mb")),
+        "peak_of_plan": _of(case, "peak_of_plan"),
         **peers(cases),
     }
 
@@ -82,7 +82,7 @@ def growth(cases: Cases) -> Figures:
     if any(_of(case, "seconds") is None for case in cases):
         return {}  # a size that failed would make the others look flat
     peaks = [_of(case, "peak_mb") for case in cases]
-    plans = [ratio for case in cases if (ratio := _ratio(_of(case, "peak_mb"), _of(case, "planned_mb")))]
+    plans = [ratio for case in cases if (ratio := _of(case, "peak_of_plan"))]
     first, last = cases[0], cases[-1]
 
     def each(case: dict[str, Any]) -> float | None:

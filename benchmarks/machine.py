@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "voidzoo", "numpy", "onnxruntime-gpu", "onnxruntime", "onnx", "dask", "distributed", "zarr", "tifffile",
+    "voidzoo", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "onnx", "dask", "distributed", "zarr", "tifffile",
     "imagecodecs", "bioimageio.core", "bioimageio.spec", "torch",
 )  # fmt: skip
 

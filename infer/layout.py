@@ -17,6 +17,9 @@ from .grid import Axis, blocks, round_up
 
 BLOCK_VOXELS = 2**24
 """The most output voxels of a block: larger ones save little halo and make a lost block dear."""
+STACKED_VOXELS = 2**22
+"""The most voxels of a block of several planes (or volumes): enough that a block costs little beside what it does. More
+would only take memory, and more of it for a longer stack."""
 MANY_BLOCKS = 64
 """With fewer blocks than this, stacks of planes are cut finer, so that reading and writing overlap with the network."""
 
@@ -37,7 +40,7 @@ def block_shape(
     """The blocks: whole planes or volumes where at most `limit` voxels, else multiples of chunks with little halo."""
     block = dict.fromkeys(axes, 1)
     block.update(_cheapest_cut(model, {a: chunk[a] for a in model}, limit))
-    room = limit // prod(block.values())
+    room = min(limit, STACKED_VOXELS) // prod(block.values())
     rest = [a for a in reversed(axes) if a not in model]
     total = prod(sizes[a] for a in rest)
     room = min(room, max(1, total // MANY_BLOCKS))

@@ -116,7 +116,7 @@ def make_plan(
     plain = session.runtime == "onnxruntime" and session.workers == 1 and choices.precision == "fp32"
     if plain and wanted.kind == "cpu":
         threads = scheduler == "threads"
-        for other in alternatives(draft, session, plan.bytes_per_voxel, plan.seconds, alone=threads):
+        for other in alternatives(draft, session, plan, alone=threads):
             plan = _faster(plan, draft, other, room, (tile, block))
     plan = _with_samples(plan, processing)
     _refuse_memory(plan, memory)

@@ -2,23 +2,38 @@
 
 import atexit
 import contextlib
+import ctypes
 import os
 import sys
 from typing import NoReturn
 
 from .cli import main
 
+M_MMAP_THRESHOLD = -3
+LARGE = 4 * 2**20
+"""Bytes from which on an array gets pages of its own, which go back when it is freed."""
+
 
 def run() -> NoReturn:
     """The command line as a process. All is written and closed when `main` returns; taking the interpreter and its
     libraries apart object by object would cost an eighth of a second more, on every image.
     """
+    _give_memory_back()
     code = main()
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _give_memory_back() -> None:
+    """glibc keeps large freed blocks for later once it has seen some, and their gaps: memory would creep up in a long
+    job (832 instead of 576 MB with a network of two convolutions).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 if __name__ == "__main__":

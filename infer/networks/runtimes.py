@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 WORTH_IT = {1: 3.0, 2: 3.0, 3: 1.0}
 """Seconds of network time in onnxruntime from which on OpenVINO is tried, by the number of axes: it takes a third of a
 second to be loaded and compared. Volumes are done 2 to 3 times as fast, planes an eighth (docs/decisions/0012)."""
+FILES = 40e6
+"""Voxels a second at which files are read and written on a core or two: a network that is faster waits for them."""
 SAME = 1e-3
 """How far OpenVINO may be from onnxruntime, in units of the output's std: rounding makes it 1e-5 to 1e-4."""
 AS_FAST = 1.1
-"""It is taken unless a small tile takes this much longer there: on larger ones it gains, and needs less memory."""
+"""It is taken unless a small tile takes this much longer there: on larger ones it gains, and needs less memory. Where
+it seems to be slower, both are tried again, one right after the other: the machine may have become busy in between."""
 WORTH_PROBING = 20.0
 """Seconds of network time from which on several single-threaded sessions are tried: they may be faster by a tenth."""
 CLEARLY = 0.92
@@ -59,7 +62,7 @@ def measure(session: Session, draft: Plan) -> Probe:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A session that may be faster. measured: by a small run. bias: the share of the time that it must promise.
+    """A session that may be faster. measured: by a small run. bias: the share of the time that it must promise, or inf.
 
     libraries: bytes by which the process grew when it was made.
     """
@@ -70,24 +73,35 @@ class Alternative:
     libraries: int = 0
 
 
-def alternatives(draft: Plan, session: Session, known: float, seconds: float, *, alone: bool) -> Iterator[Alternative]:
-    """Other sessions on the CPU that may be faster than this one of onnxruntime.
+def alternatives(draft: Plan, session: Session, plan: Plan, *, alone: bool) -> Iterator[Alternative]:
+    """Other sessions on the CPU that may be faster than this one of onnxruntime, with which a plan was made.
 
-    known: bytes of working memory per voxel in this one. seconds: of network time that the job takes. alone: the
-    process has the machine's processors for itself.
+    None for a network that is faster than files. alone: the process has the machine's processors for itself.
     """
     shape = _probe_shape(draft)
-    if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_installed():
+    if plan.rate > FILES:
+        return
+    if plan.seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_installed():
         other, libraries = _openvino(draft, session)
-        if other is not None:
+        measured = None if other is None else _as_fast(other, session, shape, plan.rate)
+        if other is not None and measured is not None:
             tensors = _tensors(draft, other, shape, with_merged_upsampling(draft.package.onnx()))
-            measured = replace(probe(other, shape), bytes_per_voxel=OPENVINO * tensors + 8 if tensors else known)
+            measured = replace(measured, bytes_per_voxel=OPENVINO * tensors + 8 if tensors else plan.bytes_per_voxel)
             other.probed[shape] = measured
-            yield Alternative(other, measured, AS_FAST, libraries)
-    if seconds > WORTH_PROBING and alone and cpu_count() > 1:
+            yield Alternative(other, measured, float("inf"), libraries)
+    if plan.seconds > WORTH_PROBING and alone and cpu_count() > 1:
         other = make_session(replace(draft, workers=cpu_count(), runtime=""))
-        other.probed[shape] = replace(probe(other, shape), bytes_per_voxel=known)
+        other.probed[shape] = replace(probe(other, shape), bytes_per_voxel=plan.bytes_per_voxel)
         yield Alternative(other, other.probed[shape], CLEARLY)
+
+
+def _as_fast(other: Session, session: Session, shape: Sequence[int], rate: float) -> Probe | None:
+    """What a small run of another session measured, if it is about as fast as one that had `rate`; else None."""
+    measured = probe(other, shape)
+    if AS_FAST * measured.voxels_per_second >= rate:
+        return measured
+    measured, again = probe(other, shape), probe(session, shape)
+    return measured if AS_FAST * measured.voxels_per_second >= again.voxels_per_second else None
 
 
 def _tensors(draft: Plan, session: Session, shape: Sequence[int], weights: bytes) -> float:

@@ -142,23 +142,22 @@ def pad(node: Node) -> Sees:
 def depth_to_space(node: Node) -> Sees:
     """DepthToSpace: channels become pixels between pixels."""
     size = node.attrs["blocksize"]
-
-    def along(s: Along) -> Along | Lost:
-        if s.axis < 2:
-            return Lost(node.label, channel=True) if s.axis == 1 else s
-        return s.window(node.label, size, 1, lambda o: o[None] // size)
-
-    return follow(node, along)
+    return _regrouped(node, lambda s: s.window(node.label, size, 1, lambda o: o[None] // size))
 
 
 def space_to_depth(node: Node) -> Sees:
     """SpaceToDepth: pixels of a square become channels."""
     size = node.attrs["blocksize"]
+    return _regrouped(node, lambda s: s.window(node.label, 1, size, lambda o: o * size + np.arange(size)[:, None]))
+
+
+def _regrouped(node: Node, moved: Callable[[Along], Along | Lost]) -> Sees:
+    """Pixels move as told, channels are lost, the batch stays."""
 
     def along(s: Along) -> Along | Lost:
         if s.axis < 2:
             return Lost(node.label, channel=True) if s.axis == 1 else s
-        return s.window(node.label, 1, size, lambda o: o * size + np.arange(size)[:, None])
+        return moved(s)
 
     return follow(node, along)
 

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.infer.flow import Flow
 from voidzoo.infer.schedulers import connect
 from voidzoo.infer.schedulers.cluster import Lost, Scheduler, SchedulerError, open_scheduler
 from voidzoo.zoo.errors import RecipeError
@@ -607,27 +608,17 @@ def test_a_million_items_cost_the_client_nothing(site: Site) -> None:
     """What is in flight stays bounded and memory flat; the first 10,000 are done."""
     site.worker()
     site.worker()
-    taken = heard = most = 0
-
-    def items() -> Iterator[int]:
-        nonlocal taken, most
-        for i in range(1_000_000):
-            taken += 1
-            most = max(most, taken - heard)
-            yield i
-
-    def listen(_outcome: int) -> None:
-        nonlocal heard
-        heard += 1
+    flow = Flow()
 
     with open_scheduler(site.address) as scheduler:
         wait_until(lambda: scheduler.workers == 2)
         scheduler.share_out(lambda i: i, range(100), 8)
         before = psutil.Process().memory_info().rss
-        scheduler.share_out(lambda i: i, items(), 8, heard=listen, stopped=lambda: heard >= 10_000)
-        assert 10_000 <= heard <= 10_000 + 16
-        assert taken <= heard + 16
-        assert most <= 16
+        scheduler.share_out(lambda i: i, flow.items(), 8, heard=flow.listen,
+                            stopped=lambda: flow.heard >= 10_000)  # fmt: skip
+        assert 10_000 <= flow.heard <= 10_000 + 16
+        assert flow.taken <= flow.heard + 16
+        assert flow.most <= 16
         assert psutil.Process().memory_info().rss - before < 100e6
 
 

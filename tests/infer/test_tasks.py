@@ -16,6 +16,7 @@ from dask.threaded import get
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.infer.flow import Flow
 from voidzoo.infer.schedulers.cluster import open_scheduler
 from voidzoo.infer.schedulers.once import forget_all, once_per_process
 from voidzoo.infer.schedulers.tasks import WINDOW, share_out
@@ -153,24 +154,13 @@ def test_other_work_of_dask_is_not_heard() -> None:
 
 @pytest.mark.slow
 def test_a_million_items_cost_no_memory() -> None:
-    taken = heard = most = 0
-
-    def items() -> Iterator[int]:
-        nonlocal taken, most
-        for i in range(1_000_000):
-            taken += 1
-            most = max(most, taken - heard)
-            yield i
-
-    def listen(_outcome: int) -> None:
-        nonlocal heard
-        heard += 1
+    flow = Flow()
 
     share_out(lambda i: i, range(1000), 3)
     before = psutil.Process().memory_info().rss
-    share_out(lambda i: i, items(), 3, heard=listen)
-    assert heard == 1_000_000
-    assert most <= WINDOW
+    share_out(lambda i: i, flow.items(), 3, heard=flow.listen)
+    assert flow.heard == 1_000_000
+    assert flow.most <= WINDOW
     assert psutil.Process().memory_info().rss - before < 50e6
 
 
