@@ -61,7 +61,8 @@ class OnnxNetwork:
         """Arrays in the package's axes, by the position of the input -> one an output."""
         feeds = {self.inputs[i]: np.ascontiguousarray(x, self._kinds[i]) for i, x in given.items()}
         if not self._binding:
-            return self._session.run(self.outputs, feeds)
+            # what it returns lies in its arena: kept there until it is stored, it would make the arena grow
+            return [np.array(y) for y in self._session.run(self.outputs, feeds)]
         # outputs stay on the device until the run is over: one copy each way, no synchronisation in between
         binding = self._session.io_binding()
         for name, x in feeds.items():
