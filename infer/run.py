@@ -150,6 +150,7 @@ class _Job:
         layers = layers_of(plan, plan.targets)
         self.layers = layers if plan.original is None else restored_layers(plan, layers)
         if place.format == "tiff":
+            self.layers = [replace(layer, planar=True) for layer in self.layers]
             check_tiff(self.layers)
         if not place.begin(plan, version):
             self.store.create(self.layers)

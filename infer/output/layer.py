@@ -28,7 +28,8 @@ class Layer:
     parts, `labels/NAME` or `IMAGE/labels/NAME`, a label image of the root or of IMAGE. axes: letters of `tczyx` in that
     order. chunk: what is compressed at once. block: what one worker writes at once, whole chunks, in pixels of this
     array. labels: smaller levels are samples, not means. origin: where the array starts in the image that it is a part
-    of, in pixels of this array, by axis.
+    of, in pixels of this array, by axis. planar: smaller levels have as many planes as the first, as each page of a
+    TIFF has its own.
     Raises AxesError, DtypeError, OutputError, SizeError for what cannot be stored.
     """
 
@@ -42,6 +43,7 @@ class Layer:
     channels: tuple[str, ...] = ()
     labels: bool = False
     origin: Mapping[str, int] = field(default_factory=dict)
+    planar: bool = False
 
     def __post_init__(self) -> None:
         if self.axes != "".join(a for a in ORDER if a in self.axes) or not self.axes.endswith("yx"):
@@ -81,7 +83,7 @@ class Layer:
     @cached_property
     def levels(self) -> list[Level]:
         """Full size first."""
-        return pyramid(self.axes, self.shape, self.pixel_size)
+        return pyramid(self.axes, self.shape, self.pixel_size, planar=self.planar)
 
     @property
     def nbytes(self) -> int:

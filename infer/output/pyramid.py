@@ -34,15 +34,18 @@ class Level:
     factors: tuple[int, ...]
 
 
-def pyramid(axes: str, shape: Sequence[int], pixel_size: PixelSize) -> list[Level]:
-    """The levels, level 0 first. y and x are halved; z too once its pixels are not longer than those of the plane."""
+def pyramid(axes: str, shape: Sequence[int], pixel_size: PixelSize, *, planar: bool = False) -> list[Level]:
+    """The levels, level 0 first. y and x are halved; z too once its pixels are not longer than those of the plane.
+
+    planar: z never is.
+    """
     levels = [Level(tuple(shape), (1,) * len(axes))]
     size = {a: (pixel_size.get(a) or 1.0) for a in "zyx"}
     while max(levels[-1].shape[axes.index("y")], levels[-1].shape[axes.index("x")]) > SMALLEST_LEVEL:
         last = levels[-1]
         plane = 2 * min(size["y"], size["x"])
         halved = [a for a in "yx" if last.shape[axes.index(a)] > 1]
-        if "z" in axes and pixel_size.z and size["z"] < plane and last.shape[axes.index("z")] > 1:
+        if not planar and "z" in axes and pixel_size.z and size["z"] < plane and last.shape[axes.index("z")] > 1:
             halved.append("z")
         for a in halved:
             size[a] *= 2

@@ -16,6 +16,8 @@ from tests.packages import make_package, micrograph
 SCRIPT = """
 import json, sys
 import voidzoo as vz
+from voidzoo.infer.networks import runtimes
+runtimes.WORTH_IT, runtimes.WORTH_PROBING = {2: 1e9}, 1e9  # on a busy machine a longer stack would get another runtime
 package, source, out, memory = sys.argv[1:]
 result = vz.predict(package, source, out=out, device="cpu", **({"memory": memory} if memory else {}))
 print(json.dumps({"peak": result.peak_memory, "plan": result.plan.to_json()["memory"]}))
@@ -48,9 +50,7 @@ def test_peak_memory_is_planned_and_flat(tmp_path: Path) -> None:
         found = measure(package.path, source, tmp_path / f"{planes}.ome.zarr")
         assert found["peak"] <= 1.15 * found["plan"]
         peaks.append(found)
-    # a busy machine may promise more for the longer stack by a second session: it is planned
-    more = max(0.0, peaks[1]["plan"] - peaks[0]["plan"])
-    assert peaks[1]["peak"] <= 1.05 * peaks[0]["peak"] + 10e6 + more
+    assert peaks[1]["peak"] <= 1.05 * peaks[0]["peak"] + 10e6
 
 
 @pytest.mark.slow

@@ -297,3 +297,17 @@ def test_several_sessions_give_the_same(
     same(result.image.read(), np.concatenate([whole(package, plane[None]) for plane in x]))
     stored = zarr.open_group(tmp_path / "o.ome.zarr", mode="r").attrs["voidzoo"]["plan"]
     assert stored["workers"] == 2
+
+
+def test_a_tiff_of_nearly_cubic_voxels_keeps_its_planes_in_all_levels(tmp_path: Path) -> None:
+    """A Zarr's second level halves z as well (2 um beside 2 x 1.2 um); the levels of a TIFF belong to its pages."""
+    package = make_package(tmp_path / "p", depth=1)
+    x = micrograph(np.random.default_rng(), (3, 640, 530))
+    settings_: dict[str, Any] = {"axes": "zyx", "pixel_size": (2.0, 1.2, 1.3), "device": "cpu"}
+    in_zarr = vz.predict(package, x, out=tmp_path / "o.ome.zarr", **settings_).image
+    vz.predict(package, x, out=tmp_path / "o.ome.tif", **settings_)
+    with tifffile.TiffFile(tmp_path / "o.ome.tif") as tiff:
+        levels = [level.asarray() for level in tiff.series[0].levels]
+    assert [level.shape for level in levels] == [(3, 640, 530), (3, 320, 265), (3, 160, 133)]
+    assert np.array_equal(levels[0], in_zarr.read())
+    assert zarr.open_array(tmp_path / "o.ome.zarr" / "2", mode="r").shape[0] < 3
