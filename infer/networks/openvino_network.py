@@ -68,7 +68,12 @@ class OpenVinoNetwork:
         self.batch_limit = shape[batch].get_length() if fixed else None
 
     def run(self, given: Mapping[int, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Arrays in the package's axes, by the position of the input -> one an output, float32."""
+        """Arrays in the package's axes, by the position of the input -> one an output, float32.
+
+        Raises PackageError for an optional input that was left out: here every input is needed.
+        """
+        if missing := [name for i, name in enumerate(self.inputs) if i not in given]:
+            raise PackageError(f"OpenVINO needs the input {', '.join(missing)}, too.", mend="--device cpu")
         feeds = [np.ascontiguousarray(given[i], kind) for i, kind in enumerate(self._kinds)]
         found = self._run.infer(feeds, share_inputs=True)
         return [found[i] for i in range(len(self.outputs))]

@@ -38,6 +38,8 @@ def with_measured_precision(plan: Plan, session: Session) -> Plan:
     A few places of the image are run in both; random pixels where the network has several inputs. Raises PackageError
     where float16 overflows, which makes the difference infinite, and for weights that stay in float32.
     """
+    if session.runtime == "openvino":
+        raise PackageError("float16 is made and measured in onnxruntime; OpenVINO was asked for.", mend="--device cpu")
     if session.runtime != "onnxruntime":
         raise PackageError(f"{plan.package.name} has no ONNX weights, which float16 is made of.",
                            mend="--precision fp32")  # fmt: skip

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 WORTH_IT = {1: 3.0, 2: 3.0, 3: 1.0}
 """Seconds of network time in onnxruntime from which on OpenVINO is tried, by the number of axes: it takes a third of a
 second to be loaded and compared. Volumes are done 2 to 3 times as fast, planes an eighth (docs/decisions/0012)."""
-FILES = 40e6
-"""Voxels a second at which files are read and written on a core or two: a network that is faster waits for them."""
+FILES = 100e6
+"""Voxels a second from file to file with a network that does nothing (benchmarks, row overhead-null2d): one that is
+faster waits for its files, and no runtime helps."""
 SAME = 1e-3
 """How far OpenVINO may be from onnxruntime, in units of the output's std: rounding makes it 1e-5 to 1e-4."""
 AS_FAST = 1.1

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Ratios = tuple[int, ...]
+LARGEST = 16
+"""The largest ratio that is merged: the kernel grows with it, in each axis, and a package may say any number."""
 NEAREST = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
 """Ways of `Resize` in which output pixel o is input pixel o // s, for every whole s."""
 
@@ -153,7 +155,9 @@ class _Graph:
         if _text(how.get("mode", "nearest")) != "nearest" or scales is None or scales.shape != (axes + 2,):
             return None
         whole = scales.round().astype(int)
-        if not np.array_equal(whole, scales) or (whole < 1).any() or (whole[:2] != 1).any() or whole.max() == 1:
+        if not np.array_equal(whole, scales) or (whole < 1).any() or (whole[:2] != 1).any():
+            return None
+        if whole.max() == 1 or whole.max() > LARGEST:
             return None
         return tuple(int(n) for n in whole[2:])
 

@@ -169,6 +169,8 @@ def test_it_can_be_asked_for(tmp_path: Path) -> None:
     assert "OpenVINO) (asked: openvino)" in str(plan)
     expected = np.concatenate([whole(package, plane[None]) for plane in x])
     assert off(in_memory(plan), expected) <= STD
+    with pytest.raises(vz.VoidzooError, match=r"float16 is made and measured in onnxruntime(.|\n)*--device cpu"):
+        vz.plan(package, x, axes="zyx", device="openvino", precision="fp16")
     model = MODELS["torchscript"](tmp_path)
     image = model.images(np.random.default_rng())[model.main]
     with pytest.raises(vz.VoidzooError, match=r"has no ONNX weights(.|\n)*--device cpu"):

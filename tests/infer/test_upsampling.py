@@ -109,6 +109,7 @@ def test_the_merged_graph_computes_the_same(data: st.DataObject) -> None:
         {"twice": True},
         {"sides": [2, 3], "conv": {"pads": [1, 1, 0, 1]}},
         {"ratios": [(2.5, 2), (1, 1)]},
+        {"ratios": [(5000, 5000), (1, 1)]},
     ],
     ids=str,
 )
