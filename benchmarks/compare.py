@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-from contenders import Outcome, Unavailable, Workshop
+from contenders import OURS, Outcome, Unavailable, Workshop
 from figures import figures_of
 from images import Picture
 from limit import limit
@@ -18,6 +18,8 @@ from rows import Case, Row
 
 KEEP = 0.85
 """After the first round the floor goes on with arrangements that have at least this share of the best one's speed."""
+FAR_BEHIND = 3.0
+"""A peer that takes this many times as long as voidzoo in the first round is not run again: no noise is as large."""
 Tell = Callable[[str], None]
 
 
@@ -134,6 +136,8 @@ def _rounds(row: Row, shop: Workshop, repeats: int, tell: Tell) -> dict[str, Any
                 floor.add(shop)
             for i in range(len(several)):
                 one = several[(i + k) % len(several)]  # nobody is always the one after the floor
+                if _far_behind(one, several):
+                    continue
                 one.add(shop)
                 tell(f"  {row.name} {case.label} round {k + 1}/{repeats} {one.contender}: {_in_short(one)}")
     cases = [_case_result(*each, shop) for each in zip(row.cases, floors, series, strict=True)]
@@ -150,6 +154,13 @@ def _prepare(case: Case, shop: Workshop) -> None:
     small = Picture("blobs", (64, 64, 64)) if case.picture.kind == "blobs" else Picture("nuclei", (1, 256, 256))
     for contender in case.contenders:
         Series(replace(case, picture=small, options=(), stop_after=0, check=False), contender).add(shop)
+
+
+def _far_behind(series: Series, several: list[Series]) -> bool:
+    ours = next((one.outcomes[0] for one in several if one.contender == "voidzoo" and one.outcomes), None)
+    if ours is None or not series.outcomes or series.contender in OURS:
+        return False
+    return series.outcomes[0].measured.seconds > FAR_BEHIND * ours.measured.seconds
 
 
 def _in_short(series: Series) -> str:

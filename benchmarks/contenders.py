@@ -63,7 +63,8 @@ PEERS = {
     "careamics": Peer("run_careamics.py", "careamics", model="checkpoint"),
     "careamics-disk": Peer("run_careamics.py", "careamics", "checkpoint", ".folder", ("--disk",), from_zarr=True),
 }
-CONTENDERS = ("voidzoo", *PEERS)
+OURS = ("voidzoo", "voidzoo-lean")
+CONTENDERS = (*OURS, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,18 @@ class Workshop:
         results.mkdir(parents=True)
         try:
             return (
-                self._voidzoo(case, results, check)
-                if contender == "voidzoo"
+                self._voidzoo(case, contender, results, check)
+                if contender in OURS
                 else self._peer(case, contender, results, check)
             )
         finally:
             shutil.rmtree(results, ignore_errors=True)
 
-    def _voidzoo(self, case: Case, results: Path, check: bool) -> Outcome:
+    def _voidzoo(self, case: Case, contender: str, results: Path, check: bool) -> Outcome:
         out, log = results / "out.ome.zarr", results / "events.log"
+        options = (*case.options, "--memory", case.lean) if contender == "voidzoo-lean" else case.options
         command = [sys.executable, "-m", "voidzoo", "predict", str(self.package(case.net)), str(self.image(case.picture)),
-                   "-o", str(out), "--quiet", "--device", self.device, *case.options,
+                   "-o", str(out), "--quiet", "--device", self.device, *options,
                    *(["--log", str(log)] if case.log else [])]  # fmt: skip
         enough = _blocks_done(log, case.stop_after) if case.stop_after else None
         measured = run(command, environment=_path(), cpus=processors(case.cpus), timeout=self.timeout,

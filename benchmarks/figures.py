@@ -9,6 +9,7 @@ import numpy as np
 
 Cases = list[dict[str, Any]]
 Figures = dict[str, Any]
+LEAN = "voidzoo-lean"
 
 
 def figures_of(group: str, cases: Cases) -> Figures:
@@ -39,14 +40,18 @@ def efficiency(cases: Cases) -> Figures:
 
 
 def peers(cases: Cases) -> Figures:
-    """How many times as long a peer takes, and how many times as much memory, by label and peer."""
+    """How many times as long a peer takes, and how many times as much memory, by label and peer; and of the closest
+    peers the same ratios to voidzoo with little memory.
+    """
     found: Figures = {"efficiency": _of(cases[0], "efficiency")}
     for case in cases:
         behind = f" {case['label']}" if case["label"] else ""
-        for name in case["contenders"]:
-            if name != "voidzoo":
-                found[f"time of {name}{behind}"] = _ratio(_of(case, "seconds", name), _of(case, "seconds"))
-                found[f"memory of {name}{behind}"] = _ratio(_of(case, "peak_mb", name), _of(case, "peak_mb"))
+        others = [name for name in case["contenders"] if not name.startswith("voidzoo")]
+        for what, key in (("time", "seconds"), ("memory", "peak_mb")):
+            for name in others:
+                found[f"{what} of {name}{behind}"] = _ratio(_of(case, key, name), _of(case, key))
+            by_lean = [_ratio(_of(case, key, name), _of(case, key, LEAN)) for name in others]
+            found[f"{what} of the closest by {LEAN}{behind}"] = min((r for r in by_lean if r), default=None)
     return found
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare import measure
-from contenders import CONTENDERS, PEERS, Workshop, environments
+from contenders import CONTENDERS, OURS, PEERS, Workshop, environments
 from machine import machine, versions
 from rows import ROWS, Row, toy
 
@@ -77,7 +77,7 @@ def _adapted(row: Row, given: argparse.Namespace, only: list[str], size: str) ->
     for case in row.cases:
         names = [c for c in case.contenders if c in only] if only else list(case.contenders)
         if not only and given.device != "cpu":  # their environments have no CUDA
-            names = [c for c in names if c == "voidzoo" or not PEERS[c].environment]
+            names = [c for c in names if c in OURS or not PEERS[c].environment]
         picture = replace(case.picture, shape=shape_of(size)) if size else case.picture
         cases.append(replace(case, contenders=tuple(names), picture=picture))
     return replace(row, cases=tuple(cases))

@@ -31,6 +31,9 @@ SAME = 1e-3
 AS_FAST = 1.1
 """It is taken unless a small tile takes this much longer there: on larger ones it gains, and needs less memory. Where
 it seems to be slower, both are tried again, one right after the other: the machine may have become busy in between."""
+LIBRARIES = 60e6
+"""Bytes that OpenVINO's libraries take for themselves: 55 to 65 MB. It is not loaded where that is more than a quarter
+of what tiles may take: larger tiles gain more."""
 WORTH_PROBING = 20.0
 """Seconds of network time from which on several single-threaded sessions are tried: they may be faster by a tenth."""
 CLEARLY = 0.92
@@ -63,9 +66,10 @@ def measure(session: Session, draft: Plan) -> Probe:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A session that may be faster. measured: by a small run. bias: the share of the time that it must promise, or inf.
+    """A session that may be faster. measured: by a small run. bias: the share of the time that it must promise; inf
+    where that run decided for it, 0 where it was found not to do.
 
-    libraries: bytes by which the process grew when it was made.
+    libraries: bytes by which the process grew when it was loaded; they are not given back.
     """
 
     session: Session
@@ -74,18 +78,21 @@ class Alternative:
     libraries: int = 0
 
 
-def alternatives(draft: Plan, session: Session, plan: Plan, *, alone: bool) -> Iterator[Alternative]:
+def alternatives(draft: Plan, session: Session, plan: Plan, room: int, *, alone: bool) -> Iterator[Alternative]:
     """Other sessions on the CPU that may be faster than this one of onnxruntime, with which a plan was made.
 
-    None for a network that is faster than files. alone: the process has the machine's processors for itself.
+    None for a network that is faster than files. room: bytes that blocks and tiles may take. alone: the process has
+    the machine's processors for itself.
     """
     shape = _probe_shape(draft)
     if plan.rate > FILES:
         return
-    if plan.seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and openvino_installed():
+    if plan.seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and room > 4 * LIBRARIES and openvino_installed():
         other, libraries = _openvino(draft, session)
         measured = None if other is None else _as_fast(other, session, shape, plan.rate)
-        if other is not None and measured is not None:
+        if other is None or measured is None:
+            yield Alternative(session, Probe(plan.rate, plan.bytes_per_voxel), 0.0, libraries)
+        else:
             tensors = _tensors(draft, other, shape, with_merged_upsampling(draft.package.onnx()))
             measured = replace(measured, bytes_per_voxel=OPENVINO * tensors + 8 if tensors else plan.bytes_per_voxel)
             other.probed[shape] = measured
@@ -120,13 +127,15 @@ def _openvino(draft: Plan, session: Session) -> tuple[Session | None, int]:
 
     process = psutil.Process()
     before = process.memory_info().rss
+    other = None
     # an operator that it does not know is told when it loads or when it runs; onnxruntime has shown that it can
     with contextlib.suppress(Exception):
         other = make_session(replace(draft, workers=1, runtime="openvino"))
-        grown = max(0, process.memory_info().rss - before)
-        if differs_by(draft, other, session, regions=1)[0] <= SAME:
+    grown = max(0, process.memory_info().rss - before)
+    with contextlib.suppress(Exception):
+        if other is not None and differs_by(draft, other, session, regions=1)[0] <= SAME:
             return other, grown
-    return None, 0
+    return None, grown
 
 
 def _probe_shape(draft: Plan) -> tuple[int, ...]:

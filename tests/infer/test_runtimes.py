@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import zarr
@@ -19,6 +20,7 @@ from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph, whole
 from voidzoo.infer.networks import openvino_network, runtimes
 from voidzoo.infer.networks.device import openvino_installed
+from voidzoo.infer.planning import LIBRARIES
 from voidzoo.infer.run import run_in_memory
 from voidzoo.zoo.errors import DependencyError
 
@@ -243,3 +245,36 @@ def test_peak_memory_is_planned(name: str, shape: tuple[int, ...], memory: str, 
     assert found["peak"] <= 1.15 * found["plan"]
     if memory:
         assert found["peak"] <= 1.15e6 * int(memory.removesuffix("MB"))
+
+
+@pytest.mark.usefixtures("always")
+def test_libraries_that_were_loaded_in_vain_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO stays in memory when it is found not to do: tiles shrink by as much, and the plan tells of it."""
+    loaded = 80_000_000
+    package = make_package(tmp_path / "p", depth=2, filters=16)
+    x = micrograph(np.random.default_rng(), (2, 1100, 1200))
+    memory = psutil.Process().memory_info().rss + LIBRARIES + 300_000_000
+    settings: dict[str, Any] = {"axes": "zyx", "device": "cpu", "memory": memory}
+    monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, 0))
+    free = vz.plan(package, x, **settings)
+    monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, loaded))
+    found = vz.plan(package, x, **settings)
+    assert not found.runtime
+    assert found.memory.process - free.memory.process == pytest.approx(loaded, abs=10_000_000)
+    assert found.memory.total <= memory
+    assert np.prod(list(found.tile.values())) < np.prod(list(free.tile.values()))
+
+
+@pytest.mark.usefixtures("always")
+def test_openvino_is_not_loaded_where_tiles_need_the_memory_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = make_package(tmp_path / "p", depth=2, filters=16)
+    x = micrograph(np.random.default_rng(), (2, 600, 700))
+    free = psutil.Process().memory_info().rss + LIBRARIES
+    asked = []
+    monkeypatch.setattr(runtimes, "_openvino", lambda *_: asked.append(1) or (None, 0))
+    vz.plan(package, x, axes="zyx", device="cpu", memory=free + int(3 * runtimes.LIBRARIES))
+    assert not asked
+    vz.plan(package, x, axes="zyx", device="cpu", memory=free + int(6 * runtimes.LIBRARIES))
+    assert asked
