@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import product
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +239,15 @@ class Plan:
         for a, axis in self.model_axes.items():
             tiles *= sum(len(axis.tiles(span, self.tile[a])) for span in self.spans[a])
         return tiles * prod(self.part[a].size for a in self.loops)
+
+    @cached_property
+    def one_shape(self) -> bool:
+        """Whether all runs of the network are of the same shape."""
+        for a, axis in self.model_axes.items():
+            if len({t.read.size for span in self.spans[a] for t in axis.tiles(span, self.tile[a])}) > 1:
+                return False
+        items = {prod(sizes) for sizes in product(*({span.size for span in self.spans[a]} for a in self.loops))}
+        return len({n for count in items for n in (min(count, self.batch), count % self.batch) if n}) == 1
 
     def block_spans(self, index: int) -> dict[str, Span]:
         """The spans of block number `index` (0 to n_blocks - 1, the last axis of `grid` running fastest)."""

@@ -34,7 +34,7 @@ from .networks.session import Session, make_session
 from .plan import Choices, Plan
 from .report import size_text
 from .shaping import Sizes, asked_block, asked_tile, cached, shaped, with_costs
-from .sight.plan_halos import with_known_halos, with_tolerance
+from .sight.plan_halos import with_known_halos, with_nothing_cut, with_tolerance
 
 if TYPE_CHECKING:
     from .networks.processing import Processing
@@ -110,10 +110,12 @@ def make_plan(
     draft = with_known_halos(draft, session)
     if choices.precision != "fp32":
         draft = with_measured_precision(draft, session)
-    if choices.tolerance:
+    room = (process, (memory or default_memory()) // max(1, processes))
+    if choices.tolerance and shaped(draft, session, measured, room, (tile, block)).overhead <= 1:
+        draft = with_nothing_cut(draft)
+    elif choices.tolerance:
         voxels = prod(span.size for span in draft.part.values())
         draft = with_tolerance(draft, Network(draft, session), int(PROBED * voxels))
-    room = (process, (memory or default_memory()) // max(1, processes))
     plan = _on(shaped(draft, session, measured, room, (tile, block)), session)
     plain = session.runtime == "onnxruntime" and session.workers == 1 and choices.precision == "fp32"
     if plain and wanted.kind == "cpu":

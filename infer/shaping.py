@@ -44,6 +44,16 @@ def shaped(draft: Plan, session: Session, measured: Probe, memory: tuple[int, in
 
     asked: the user's tile and block. Raises SizeError for those that are not legal, ResourceError where nothing fits.
     """
+    if measured.fixed is not None:
+        plan = _shaped(draft, session, replace(measured, bytes_per_voxel=measured.fixed), memory, asked)
+        if plan.one_shape:
+            return plan
+    return _shaped(draft, session, measured, memory, asked)
+
+
+def _shaped(
+    draft: Plan, session: Session, measured: Probe, memory: tuple[int, int], asked: tuple[Sizes, Sizes]
+) -> Plan:
     process, budget = memory
     sizes = {a: span.size for a, span in draft.part.items()}
     chunk = chunk_shape(draft.grid, draft.model_axes, sizes)

@@ -9,9 +9,12 @@ from typing import NoReturn
 
 from .cli import main
 
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGE = 4 * 2**20
 """Bytes from which on an array gets pages of its own, which go back when it is freed."""
+KEPT = 32 * 2**20
+"""Bytes of freed smaller ones that may stay for the next: pages that come and go take a quarter of the time of a job
+that is as fast as its files."""
 
 
 def run() -> NoReturn:
@@ -33,7 +36,9 @@ def _give_memory_back() -> None:
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+            libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Probe:
     """What a short run measured: input voxels per second of all workers, and bytes of working memory per input voxel
-    of one of them.
+    of one of them. fixed: those where all runs are of one shape, if that makes a difference.
     """
 
     voxels_per_second: float
     bytes_per_voxel: float
+    fixed: float | None = None
 
 
 def probe(session: Session, shape: Sequence[int], seconds: float = 0.05) -> Probe:

@@ -41,8 +41,8 @@ CLEARLY = 0.92
 must promise."""
 ARENA = 1.5
 """How far onnxruntime's arena and blocked layouts exceed the tensors themselves: 1.3 to 1.5, measured on U-Nets."""
-OPENVINO = 1.3
-"""The same for OpenVINO and its merged graph: 1.1 to 1.3, and 8 bytes a voxel more."""
+OPENVINO, FIXED = 1.3, 1.0
+"""The same for OpenVINO and its merged graph: 1.1 to 1.4; compiled for one shape 0.8 to 1; and 8 bytes a voxel."""
 PROBE_SIDE = {1: (512,), 2: (128, 128), 3: (16, 64, 64), 4: (4, 16, 32, 32)}
 """Small, so that it is over in a blink: larger tiles are up to 8 % faster per voxel."""
 
@@ -54,6 +54,9 @@ def measure(session: Session, draft: Plan) -> Probe:
                            "or of 1, can be run.")  # fmt: skip
     shape = _probe_shape(draft)
     if shape in session.probed:
+        return session.probed[shape]
+    if session.runtime == "openvino":
+        session.probed[shape] = _in_openvino(draft, session, shape, probe(session, shape))
         return session.probed[shape]
     tensors = float(draft.package.ours.get("working_bytes_per_voxel") or 0)
     if not tensors and session.runtime != "torch":
@@ -93,10 +96,11 @@ def alternatives(draft: Plan, session: Session, plan: Plan, room: int, *, alone:
         if other is None or measured is None:
             yield Alternative(session, Probe(plan.rate, plan.bytes_per_voxel), 0.0, libraries)
         else:
-            tensors = _tensors(draft, other, shape, with_merged_upsampling(draft.package.onnx()))
-            measured = replace(measured, bytes_per_voxel=OPENVINO * tensors + 8 if tensors else plan.bytes_per_voxel)
-            other.probed[shape] = measured
-            yield Alternative(other, measured, float("inf"), libraries)
+            other.probed[shape] = _in_openvino(
+                draft, other, shape, replace(measured, bytes_per_voxel=plan.bytes_per_voxel)
+            )
+            yield Alternative(other, other.probed[shape], float("inf"), libraries)
+            return  # several of onnxruntime gain less
     if plan.seconds > WORTH_PROBING and alone and cpu_count() > 1:
         other = make_session(replace(draft, workers=cpu_count(), runtime=""))
         other.probed[shape] = replace(probe(other, shape), bytes_per_voxel=plan.bytes_per_voxel)
@@ -110,6 +114,12 @@ def _as_fast(other: Session, session: Session, shape: Sequence[int], rate: float
         return measured
     measured, again = probe(other, shape), probe(session, shape)
     return measured if AS_FAST * measured.voxels_per_second >= again.voxels_per_second else None
+
+
+def _in_openvino(draft: Plan, session: Session, shape: Sequence[int], measured: Probe) -> Probe:
+    """What was measured, with the memory that the graph's arithmetic asks for, where that can be told."""
+    tensors = _tensors(draft, session, shape, with_merged_upsampling(draft.package.onnx()))
+    return replace(measured, bytes_per_voxel=OPENVINO * tensors + 8, fixed=FIXED * tensors + 8) if tensors else measured
 
 
 def _tensors(draft: Plan, session: Session, shape: Sequence[int], weights: bytes) -> float:

@@ -44,6 +44,7 @@ class Session:
         self.turn = threading.BoundedSemaphore(workers)
         self.probed: dict[tuple[int, ...], Probe] = {}
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._one_shape = False
         weights = package.chosen_weights(trust_code=trust_code)
         if weights.kind == "onnx" and device.kind == "openvino" and openvino_installed():
             runtime = "openvino"
@@ -82,10 +83,16 @@ class Session:
         given: dict[Any, NDArray[Any]] = {self._keys[i]: ports[i].declared(f) for i, f in enumerate(feeds)}
         backend = self._free.get()
         try:
+            if isinstance(backend, OpenVinoNetwork):
+                backend.one_shape = self._one_shape
             found = backend.run(given)
         finally:
             self._free.put(backend)
         return [p.canonical(y) for p, y in zip(self.geometry.outputs, found, strict=True)]
+
+    def expect(self, *, one_shape: bool) -> None:
+        """Whether all runs from now on are of one shape: OpenVINO lays out memory for it, and takes less."""
+        self._one_shape = one_shape
 
     @property
     def name(self) -> str:

@@ -118,13 +118,18 @@ class HaloErrors:
 
 
 def measured_error(
-    run: Run, regions: Sequence[NDArray[np.float32]], letters: Sequence[str], full: Mapping[str, int]
+    run: Run,
+    regions: Sequence[NDArray[np.float32]],
+    letters: Sequence[str],
+    full: Mapping[str, int],
+    settled: Callable[[HaloErrors], bool] | None = None,
 ) -> HaloErrors | None:
     """Run each region whole, and again without its rim of `full` pixels: what a cut spoils, by the distance from it.
 
     One pair of runs shows every halo at once, in the corners, too. run: float32 (1, c, [z], y, x) raw ->
     (1, c_out, [z], y, x). regions: what it reads, places of the image that lie on the network's grid. letters: of the
     spatial axes. full: the exact halo along each letter, a multiple of the grid; 0 for axes that are not to be cut.
+    settled: asked after each region whether the others are of no use.
     None if nothing can be cut, or if the output has another size than the input.
     """
     shape = regions[0].shape[2:]
@@ -134,7 +139,8 @@ def measured_error(
     inner = (slice(None), slice(None), *(slice(cut[a], -cut[a]) if a in cut else slice(None) for a in letters))
     moments: Any = 0.0
     worst: Any = 0.0
-    for region in regions:
+    errors = None
+    for count, region in enumerate(regions, start=1):
         whole, part = run(region), run(np.ascontiguousarray(region[inner]))
         if whole.shape[2:] != region.shape[2:]:
             return None
@@ -145,12 +151,19 @@ def measured_error(
         for axis, a in enumerate(letters, start=1):
             deviation = _by_distance(deviation, axis, cut[a]) if a in cut else deviation.max(axis=axis, keepdims=True)
         worst = np.maximum(worst, deviation)
-    count, mean, square = np.asarray(moments)
+        errors = HaloErrors(tuple(cut), cut, _relative(worst, moments, [a in cut for a in letters]), count)
+        if settled is not None and settled(errors):
+            break
+    return errors
+
+
+def _relative(worst: NDArray[np.float64], moments: NDArray[np.float64], kept: Sequence[bool]) -> NDArray[np.float64]:
+    """The largest of deviations (c, [z], y, x) relative to the std of each channel, along the axes that are kept."""
+    count, mean, square = moments
     std = np.sqrt(np.maximum(square / count - (mean / count) ** 2, 0))
     std = np.where(std > 0, std, std.max() or 1.0)  # a constant channel is measured by the others
-    table = (worst / std.reshape(-1, *[1] * len(shape))).max(axis=0)
-    table = table.reshape([n for n, a in zip(table.shape, letters, strict=True) if a in cut])
-    return HaloErrors(tuple(cut), cut, table, len(regions))
+    table = (worst / std.reshape(-1, *[1] * len(kept))).max(axis=0)
+    return table.reshape([n for n, keep in zip(table.shape, kept, strict=True) if keep])
 
 
 def _by_distance(values: NDArray[np.float64], axis: int, full: int) -> NDArray[np.float64]:

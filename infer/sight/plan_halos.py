@@ -10,13 +10,18 @@ from weakref import WeakKeyDictionary
 
 from ..geometry import Port
 from ..grid import Axis
-from .halo import HaloCheck, check_halos, measured_error, smallest_halo
+from .halo import HaloCheck, HaloErrors, check_halos, measured_error, smallest_halo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..networks.network import Network
     from ..networks.session import Session
     from ..plan import Plan
     from .receptive import Reach
+
+ONE_OF_EACH = 3
+"""Regions after which a bright, a textured and a random one have been seen."""
 
 
 def with_known_halos(plan: Plan, session: Session) -> Plan:
@@ -112,6 +117,20 @@ def _shape(plan: Plan, port: Port) -> tuple[int, ...]:
     return tuple(axis.size if axis.letter == "i" and axis.size else sizes[axis.letter] for axis in port.tensor.axes)
 
 
+def with_nothing_cut(plan: Plan) -> Plan:
+    """The plan for a tolerance where tiles hold the whole of the image's axes: the exact halo costs nothing."""
+    facts = {**plan.halo_facts, "tolerance": plan.choices.tolerance, "error": 0.0, "exact": True}
+    return replace(plan, notes=(*plan.notes, "nothing is cut: the exact halo is used, at no cost"), halo_facts=facts)
+
+
+def _hopeless(errors: HaloErrors, steps: Mapping[str, int], tolerance: float) -> bool:
+    """Whether even one step less than the exact halo, along any axis, is too little, whatever other regions show: only
+    the std, which errors are relative to, may still grow.
+    """
+    least = min(errors.at({a: errors.full[a] - steps[a]}) for a in errors.letters)
+    return errors.regions >= ONE_OF_EACH and least > 1.25 * tolerance
+
+
 def with_tolerance(plan: Plan, network: Network, voxels: int) -> Plan:
     """The plan with the smallest halos whose error, measured on places of the image, stays below the tolerance.
 
@@ -131,7 +150,7 @@ def with_tolerance(plan: Plan, network: Network, voxels: int) -> Plan:
     if size is not None and len(plan.feeds) == 1:
         regions = probe_regions(feed.image, letters, size.size, size.count, steps=steps, channels=feed.port.channels,
                                 channel=feed.channel)  # fmt: skip
-        errors = measured_error(network.alone, regions, letters, full)
+        errors = measured_error(network.alone, regions, letters, full, lambda seen: _hopeless(seen, steps, tolerance))
     extent = {a: min(axis.size, 512) for a, axis in model.items()}
     chosen = smallest_halo(errors, tolerance, full, steps, extent)
     axes = {a: replace(axis, halo=min(axis.halo, chosen.halos[a])) if full[a] else axis for a, axis in model.items()}

@@ -218,6 +218,20 @@ def test_axes_that_cannot_be_cut_keep_the_full_halo() -> None:
     assert measured_error(network, [region], "zyx", {"z": 0, "y": 32, "x": 32}) is None
 
 
+def test_what_cannot_help_is_not_run() -> None:
+    """Regions end as soon as it is settled; what was seen until then is what the same regions alone would show."""
+    network = Smooth(2.0)
+    regions = [micrograph(np.random.default_rng(k), (1, 1, 64, 64), "float32") for k in range(6)]
+    full = {"y": network.radius, "x": network.radius}
+    asked = []
+    few = measured_error(network, regions, "yx", full, lambda e: asked.append(e.regions) or e.regions == 3)
+    alone = measured_error(network, regions[:3], "yx", full)
+    assert few is not None
+    assert alone is not None
+    assert (asked, few.regions) == ([1, 2, 3], 3)
+    assert np.array_equal(few.table, alone.table)
+
+
 def test_output_of_another_size_is_not_measured() -> None:
     region = micrograph(np.random.default_rng(0), (1, 1, 64, 64), "float32")
     assert measured_error(lambda x: x[:, :, ::2, ::2], [region], "yx", {"y": 4, "x": 4}) is None

@@ -528,8 +528,12 @@ def test_no_tolerance_is_exact_and_one_that_cannot_be_kept_too(plane: Package) -
     plan = vz.plan(plane, x, axes="yx", tolerance=1e-7, block=(128, 128), **CPU)
     assert {axis.halo for axis in plan.model_axes.values()} == {8}
     assert "no smaller halo keeps the error at 1e-07: the exact one is used" in str(plan)
-    small = vz.plan(plane, x[:90, :90], axes="yx", tolerance=1e-2, **CPU)
+    assert plan.halo_facts["error"] is not None
+    small = vz.plan(plane, x[:90, :90], axes="yx", tolerance=1e-2, block=(64, 64), **CPU)
     assert "a smaller one could not be measured" in str(small)
+    whole = vz.plan(plane, x, axes="yx", tolerance=1e-2, **CPU)
+    assert "nothing is cut: the exact halo is used" in str(whole)
+    assert whole.halo_facts["error"] == 0
     for wrong in (-1e-3, 1.0, float("nan")):
         with pytest.raises(SizeError, match=r"--tolerance .* is no error in units of the result's std") as caught:
             vz.plan(plane, x, axes="yx", tolerance=wrong, **CPU)
