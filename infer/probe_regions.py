@@ -46,15 +46,21 @@ class ProbeSize:
 
 
 def probe_size(
-    image: Readable, full: Mapping[str, int], steps: Mapping[str, int], minimum: Mapping[str, int], voxels: int
+    image: Readable,
+    full: Mapping[str, int],
+    steps: Mapping[str, int],
+    minimum: Mapping[str, int],
+    voxels: int,
+    lengths: Sequence[int] = (3, 2, 1),
 ) -> ProbeSize | None:
     """Regions that show every distance from a cut, and can be run for at most `voxels` voxels in all.
 
     full: the exact halo by letter. steps, minimum: legal sizes. A region is what stays when its rim of `full` is cut
-    off, and that rim; what stays is at least a legal size, at best three halos. An axis of the image that is not
-    long enough is taken whole, and not cut. None where not even one region can be had for so little.
+    off, and that rim; what stays is at least a legal size, and as many halos long as the first of `lengths` that can be
+    had. An axis of the image that is not long enough is taken whole, and not cut. None where not even one region can be
+    had for so little.
     """
-    for halos in (3, 2, 1):
+    for halos in lengths:
         size = {}
         for a, halo in full.items():
             keep = max(minimum[a] + round_up(max(0, halos * halo - minimum[a]), steps[a]), steps[a])
@@ -62,7 +68,7 @@ def probe_size(
             if size[a] > image.size(a):
                 size[a] = minimum[a] + max(0, image.size(a) - minimum[a]) // steps[a] * steps[a]
         count = min(MOST, voxels // prod(size.values()))
-        if count >= (1 if halos == 1 else 3):
+        if count >= (1 if halos == lengths[-1] else 3):
             return ProbeSize(size, count)
     return None
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ONE_OF_EACH = 3
 """Regions after which a bright, a textured and a random one have been seen."""
+QUICK = 2**21
+"""Voxels of a first look."""
 
 
 def with_known_halos(plan: Plan, session: Session) -> Plan:
@@ -136,7 +138,7 @@ def with_tolerance(plan: Plan, network: Network, voxels: int) -> Plan:
 
     voxels: how many the network may be run on for that.
     """
-    from ..probe_regions import probe_regions, probe_size
+    from ..probe_regions import MOST, probe_regions, probe_size
 
     tolerance = plan.choices.tolerance
     if not tolerance:
@@ -145,12 +147,18 @@ def with_tolerance(plan: Plan, network: Network, voxels: int) -> Plan:
     letters = list(model)
     steps = {a: axis.step for a, axis in model.items()}
     full = {a: 0 if axis.fixed or axis.lead else axis.margin for a, axis in model.items()}
-    size = probe_size(feed.image, full, steps, {a: axis.minimum for a, axis in model.items()}, voxels)
     errors = None
-    if size is not None and len(plan.feeds) == 1:
-        regions = probe_regions(feed.image, letters, size.size, size.count, steps=steps, channels=feed.port.channels,
-                                channel=feed.channel)  # fmt: skip
+    smallest = {a: axis.minimum for a, axis in model.items()}
+    # a quick look at small places first: most trained networks need their halo
+    for lengths, most, count in (((1,), min(QUICK, voxels), 2 * ONE_OF_EACH), ((3, 2, 1), voxels, MOST)):
+        size = probe_size(feed.image, full, steps, smallest, most, lengths)
+        if size is None or len(plan.feeds) > 1:
+            continue
+        regions = probe_regions(feed.image, letters, size.size, min(count, size.count), steps=steps,
+                                channels=feed.port.channels, channel=feed.channel)  # fmt: skip
         errors = measured_error(network.alone, regions, letters, full, lambda seen: _hopeless(seen, steps, tolerance))
+        if errors is None or _hopeless(errors, steps, tolerance):
+            break
     extent = {a: min(axis.size, 512) for a, axis in model.items()}
     chosen = smallest_halo(errors, tolerance, full, steps, extent)
     axes = {a: replace(axis, halo=min(axis.halo, chosen.halos[a])) if full[a] else axis for a, axis in model.items()}
@@ -158,4 +166,4 @@ def with_tolerance(plan: Plan, network: Network, voxels: int) -> Plan:
     return replace(plan, model_axes=axes, notes=(*plan.notes, chosen.note), halo_facts=facts)
 
 
-__all__ = ["with_known_halos", "with_tolerance"]
+__all__ = ["with_known_halos", "with_nothing_cut", "with_tolerance"]

@@ -13,13 +13,17 @@ import psutil
 import pytest
 import tifffile
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import voidzoo as vz
 from tests.infer.test_models import plan_of, predicted, spatial
 from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph, whole
+from voidzoo.infer.blocks import tiles_of
 from voidzoo.infer.networks import openvino_network, runtimes
-from voidzoo.infer.networks.device import openvino_installed
+from voidzoo.infer.networks.device import find_device, openvino_installed
+from voidzoo.infer.networks.session import Session
 from voidzoo.infer.planning import LIBRARIES
 from voidzoo.infer.run import run_in_memory
 from voidzoo.zoo.errors import DependencyError
@@ -35,6 +39,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "3d": {"dims": 3, "depth": 2, "filters": 4, "pool": [2, 2, 2]},
     "3d-flat": {"dims": 3, "depth": 2, "filters": 4},
 }
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> vz.Package:
+    return make_package(tmp_path_factory.mktemp("p"), depth=1)
 
 
 @pytest.fixture
@@ -66,8 +75,8 @@ def test_tiles_in_openvino_equal_the_whole_in_onnxruntime(name: str, tmp_path: P
     expected = whole(package, x[None])[0] if name.startswith("3d") else np.concatenate(
         [whole(package, plane[None]) for plane in x])  # fmt: skip
     block = (12, 32, 40) if name.startswith("3d") else (64, 64)
-    for settings in ({}, {"block": block}):
-        plan = vz.plan(package, x, axes="zyx", device="cpu", dtype="float32", **settings)
+    for how in ({}, {"block": block}):
+        plan = vz.plan(package, x, axes="zyx", device="cpu", dtype="float32", **how)
         assert plan.runtime == "openvino"
         assert "OpenVINO" in str(plan)
         assert off(in_memory(plan), expected) <= STD
@@ -88,8 +97,8 @@ def test_any_model_is_the_same_or_stays_in_onnxruntime(name: str, tmp_path: Path
     expected = model.oracle(images)
     plan = plan_of(model, images)
     tile = tuple(axis.smallest_tile for axis in plan.model_axes.values())
-    for settings in [{}] if model.unbounded else [{}, {"tile": tile}]:
-        for output, found in predicted(model, images, **settings).items():
+    for how in [{}] if model.unbounded else [{}, {"tile": tile}]:
+        for output, found in predicted(model, images, **how).items():
             wanted = expected[output].reshape(found.shape)
             assert np.abs(found - wanted).max() <= STD * wanted.std() + 1e-6
 
@@ -278,3 +287,39 @@ def test_openvino_is_not_loaded_where_tiles_need_the_memory_more(
     assert not asked
     vz.plan(package, x, axes="zyx", device="cpu", memory=free + int(6 * runtimes.LIBRARIES))
     assert asked
+
+
+def test_a_network_compiled_for_one_shape_runs_others_too(tmp_path: Path) -> None:
+    """What was compiled for one shape is compiled again for the next, or for any: the same result in any order."""
+    package = make_package(tmp_path / "p", depth=2, filters=8)
+    other = Session(package, find_device("cpu"), runtime="openvino")
+    reference = Session(package, find_device("cpu"))
+    rng = np.random.default_rng()
+    for one_shape, shape in [(False, (1, 64, 80)), (True, (1, 64, 80)), (True, (1, 96, 48)), (True, (2, 96, 48)),
+                             (False, (2, 96, 48)), (False, (1, 32, 48)), (True, (1, 32, 48))]:  # fmt: skip
+        other.expect(one_shape=one_shape)
+        x = micrograph(rng, (shape[0], 1, *shape[1:]), "float32")
+        assert off(other.run([x])[0], reference.run([x])[0]) <= STD
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 7), st.integers(40, 300), st.integers(40, 300)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.integers(4, 8),
+)
+def test_one_shape_is_what_all_runs_have(
+    package: vz.Package, size: tuple[int, int, int], blocks: tuple[int, int], tile: int
+) -> None:
+    """Told of a plan without walking it; here every run of every block is looked at."""
+    x = np.zeros(size, "uint16")
+    block = tuple(16 * b for b in blocks)
+    plan = vz.plan(package, x, axes="zyx", device="cpu", block=block, tile=(16 * tile, 16 * tile))
+    shapes = set()
+    for k in range(plan.n_blocks):
+        spans = plan.block_spans(k)
+        for tiles in tiles_of(plan.model_axes, spans, plan.tile):
+            count = spans["z"].size
+            for start in range(0, count, plan.batch):
+                shapes.add((min(plan.batch, count - start), *(t.read.size for t in tiles.values())))
+    assert plan.one_shape == (len(shapes) == 1)
