@@ -172,7 +172,7 @@ class Recorder:
                 [e.train_loss for e in history],
                 [e.val_loss for e in history],
                 self.folder / "loss.png",
-                "loss: squared error of hidden pixels (image variances)",
+                "squared error of hidden pixels (image variances)",
             )
             raw = run.validation
             validation_picture(raw, denoise(run.network(), raw), self.folder / "validation.png")
