@@ -6,7 +6,7 @@ is what the output stores as one. Chunks lie within blocks, so that no two block
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -20,6 +20,9 @@ BLOCK_VOXELS = 2**24
 STACKED_VOXELS = 2**22
 """The most voxels of a block of several planes (or volumes): enough that a block costs little beside what it does. More
 would only take memory, and more of it for a longer stack."""
+SPARING, HANDY = 1.015, 2**18
+"""A tile of less than half the voxels is taken where no more than this is run on for it, down to 512 x 512: it costs
+nothing, light networks are faster in it, and its working memory is all that they need."""
 MANY_BLOCKS = 64
 """With fewer blocks than this, stacks of planes are cut finer, so that reading and writing overlap with the network."""
 
@@ -93,27 +96,38 @@ class Tiling:
     overhead: float
 
 
-def choose_tile(model: Mapping[str, Axis], block: Mapping[str, int], limit: int) -> Tiling:
+def choose_tile(
+    model: Mapping[str, Axis], block: Mapping[str, int], limit: int, *, sparing: bool = False
+) -> Tiling:  # fmt: skip
     """The tile of at most `limit` voxels with which all blocks together run on the fewest voxels.
 
-    Raises SizeError when not even the smallest legal tile fits; says how much it needs.
+    sparing: a much smaller one with which they run on hardly more. Raises SizeError when not even the smallest legal
+    tile fits; says how much it needs.
     """
-    smallest = {a: min(axis.smallest_tile, longest_region(axis, block[a])) for a, axis in model.items()}
-    options = [[(a, size) for size in _tile_sizes(axis, block[a])] for a, axis in model.items()]
-    best: tuple[float, dict[str, int], float] | None = None
-    whole = prod(axis.size for axis in model.values())
-    costs = {a: {size: tiled_length(axis, block[a], size) for _, size in options[i]}
-             for i, (a, axis) in enumerate(model.items())}  # fmt: skip
-    for combination in product(*options):
-        tile = dict(combination)
-        if prod(tile.values()) > limit:
-            continue
-        run = prod(costs[a][size] for a, size in tile.items())
+    costs = {a: {n: tiled_length(axis, block[a], n) for n in _tile_sizes(axis, block[a])} for a, axis in model.items()}
+    best: tuple[int, tuple[int, ...]] | None = None
+    for run, tile in _within(costs, limit):
         if best is None or run < best[0] * 0.999:
-            best = (run, tile, run / whole)
+            best = (run, tile)
     if best is None:
-        raise SizeError(f"one tile needs at least {prod(smallest.values()):,} voxels of memory; {limit:,} fit.")
-    return Tiling(best[1], best[2])
+        smallest = prod(min(axis.smallest_tile, longest_region(axis, block[a])) for a, axis in model.items())
+        raise SizeError(f"one tile needs at least {smallest:,} voxels of memory; {limit:,} fit.")
+    if sparing and prod(best[1]) // 2 >= HANDY:
+        small = [(prod(tile), run, tile) for run, tile in _within(costs, prod(best[1]) // 2, SPARING * best[0])
+                 if prod(tile) >= HANDY]  # fmt: skip
+        best = min(small)[1:] if small else best
+    whole = prod(axis.size for axis in model.values())
+    return Tiling(dict(zip(model, best[1], strict=True)), best[0] / whole)
+
+
+def _within(
+    costs: Mapping[str, Mapping[int, int]], limit: int, most: float = float("inf")
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Tiles of at most `limit` voxels, and the voxels that they run on where that is at most `most`."""
+    for choice in product(*(axis.items() for axis in costs.values())):
+        tile, run = tuple(size for size, _ in choice), prod(length for _, length in choice)
+        if prod(tile) <= limit and run <= most:
+            yield run, tile
 
 
 @lru_cache(maxsize=256)

@@ -118,11 +118,23 @@ def _tiled(
     room = (budget - process - _block_memory(plan)) // plan.workers
     if (gpu := device_memory(session.device)) is not None:
         budget, room = gpu[0], int(gpu[0] * GPU_SHARE) // plan.workers
-    tiles = asked_tile(model, tile) or _within(plan, _fitting_tile(model, block, room, measured, budget))
+    sparing = gpu is None and _cuts_are_exact(draft)
+    tiles = asked_tile(model, tile)
+    if tiles is None:
+        tiles = _within(plan, _fitting_tile(model, block, room, measured, budget, sparing=sparing))
     batch = max(1, min(2**16 // prod(tiles.values()), prod(n for a, n in shape.items() if a not in model)))
     if draft.package.main.axis("b") is None or session.batch_limit is not None:
         batch = 1
     return with_costs(replace(plan, tile=tiles, batch=batch), measured, process)
+
+
+def _cuts_are_exact(plan: Plan) -> bool:
+    """Whether tiles give what the whole image would: proved of a package of ours, read from the graph of another."""
+    if plan.choices.tolerance:
+        return False
+    if plan.halo_facts:
+        return all(facts["exact"] for facts in plan.halo_facts.values())
+    return bool(plan.package.ours.get("working_bytes_per_voxel") and plan.package.plain)
 
 
 def cached(plan: Plan, most: int) -> Plan:
@@ -177,14 +189,15 @@ def asked_tile(model: Mapping[str, Axis], tile: tuple[int, ...] | None) -> dict[
 
 
 def _fitting_tile(
-    model: Mapping[str, Axis], block: Mapping[str, int], room: int, measured: Probe, budget: int
+    model: Mapping[str, Axis], block: Mapping[str, int], room: int, measured: Probe, budget: int, *, sparing: bool
 ) -> dict[str, int]:
     per_voxel = measured.bytes_per_voxel + 8
     whole = {a: longest_region(axis, block[a]) for a, axis in model.items()}
-    if not any(axis.fixed for axis in model.values()) and prod(whole.values()) * per_voxel <= room:
+    fits = prod(whole.values()) * per_voxel <= room
+    if fits and not sparing and not any(axis.fixed for axis in model.values()):
         return whole  # nothing is run twice: there is no better one to look for
     try:
-        return choose_tile(model, block, int(max(0, room) / per_voxel)).tile
+        return choose_tile(model, block, int(max(0, room) / per_voxel), sparing=sparing).tile
     except SizeError:
         smallest = prod(min(axis.smallest_tile, axis.extended) for axis in model.values())
         needed = smallest * per_voxel + budget - room

@@ -30,7 +30,7 @@ class Probe:
     fixed: float | None = None
 
 
-def probe(session: Session, shape: Sequence[int], seconds: float = 0.05) -> Probe:
+def probe(session: Session, shape: Sequence[int], seconds: float = 0.03) -> Probe:
     """Measure speed and working memory on random tiles of `shape` (n, c, *space) in a session that is still new.
 
     The working memory is what the process grew by in the first run: onnxruntime's arena keeps all it took.

@@ -753,22 +753,29 @@ def reached(events: list[dict[str, Any]], moment: Moment) -> bool:
     return any(found) and len(faults.named(events[found.index(True) :], "BlockDone")) >= blocks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KILLED)
-def test_killed_again_and_again_every_byte_is_the_same(kind: str, tmp_path: Path) -> None:
-    """SIGKILL, the same call, SIGKILL in a later stage, ...; a kill costs at most the blocks in flight."""
+def killed_at(moments: list[Moment], job: Any, folder: Path) -> int:
+    """Run and kill at one moment after the other. -> how many kills came before the end."""
     rng = np.random.default_rng()
-    job = killed_job(kind, tmp_path)
-    line = job.undisturbed()
-    folder, kills = job.place("killed"), 0
-    for moment in KILLED[kind][1]:
+    for kills, moment in enumerate(moments):
         run = job.run(folder)
         came = run.until(lambda events, m=moment: reached(events, m))
         time.sleep(float(rng.uniform(0, 0.03)) if came else 0)
         if not run.kill():  # the last stage was over before the signal: nothing is left to be killed
-            break
+            return kills
         assert came, f"{moment} never came"
-        kills += 1
+    return len(moments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KILLED)
+def test_killed_again_and_again_every_byte_is_the_same(kind: str, tmp_path: Path) -> None:
+    """SIGKILL, the same call, SIGKILL in a later stage, ...; a kill costs at most the blocks in flight."""
+    job = killed_job(kind, tmp_path)
+    line = job.undisturbed()
+    for _ in range(3):  # on a busy machine a signal may come after the end
+        folder = job.place("killed")
+        if (kills := killed_at(KILLED[kind][1], job, folder)) >= 2:
+            break
     assert kills >= 2
     faults.ended(job.run(folder))
     assert faults.differing(folder / job.name, tmp_path / "undisturbed" / job.name) == 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voidzoo.infer.grid import Axis, Span, blocks
-from voidzoo.infer.layout import block_shape, choose_tile, chunk_shape, tiled_length
+from voidzoo.infer.layout import HANDY, SPARING, block_shape, choose_tile, chunk_shape, tiled_length
+from voidzoo.zoo.errors import SizeError
 
 axes = st.builds(
     Axis,
@@ -102,3 +105,34 @@ def test_chosen_shapes_keep_their_promises(along: list[Axis], limit: int, planes
             assert tiled_length(axis, block[a], tile[a]) == sum(
                 t.read.size for span in blocks(axis.size, block[a]) for t in axis.tiles(span, tile[a])
             )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(axes, min_size=2, max_size=3),
+    st.integers(10**3, 10**9),
+)
+def test_a_sparing_tile_is_much_smaller_and_costs_hardly_anything(along: list[Axis], room: int) -> None:
+    along = [replace(axis, size=axis.size * 8) for axis in along]
+    model = dict(zip("zyx"[-len(along) :], along, strict=True))
+    block = {a: axis.size for a, axis in model.items()}
+    try:
+        best = choose_tile(model, block, room)
+    except SizeError:
+        with pytest.raises(SizeError):
+            choose_tile(model, block, room, sparing=True)
+        return
+    spared = choose_tile(model, block, room, sparing=True)
+    if spared.tile != best.tile:
+        assert HANDY <= prod(spared.tile.values()) <= prod(best.tile.values()) // 2
+    assert spared.overhead <= SPARING * best.overhead * 1.0001
+
+
+@pytest.mark.parametrize(("halo", "largest"), [(0, 2**18), (2, 600**2), (24, 4096**2)])
+def test_what_a_sparing_tile_is_worth_depends_on_the_halo(halo: int, largest: int) -> None:
+    model = {a: Axis(4096, step=4 if halo == 24 else 1, minimum=16, halo=halo) for a in "yx"}
+    whole = {"y": 4096, "x": 4096}
+    assert choose_tile(model, whole, 2**25).tile == whole
+    spared = choose_tile(model, whole, 2**25, sparing=True)
+    assert HANDY <= prod(spared.tile.values()) <= largest
+    assert (spared.tile == whole) == (halo == 24), "a wide halo would be run twice"

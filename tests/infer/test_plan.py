@@ -285,6 +285,24 @@ def test_steps_that_the_graph_asks_for_are_pinned(tmp_path: Path) -> None:
     assert again.identity == plan.identity
 
 
+@pytest.mark.parametrize(("name", "cut"), [("without_halo", True), ("old_04_without_padding", True), ("doubled", True),
+                                           ("squeeze_excitation", False), ("instance_norm", False)])  # fmt: skip
+def test_a_light_network_gets_small_tiles_where_they_cost_nothing(name: str, cut: bool, tmp_path: Path) -> None:
+    """Where the graph says how far it sees. One that sees everything runs on the whole plane, as it should."""
+    from tests.model_zoo import MODELS
+    from tests.whole_image import run_whole
+
+    model = MODELS[name](tmp_path)
+    x = micrograph(np.random.default_rng(), (1400, 1300))
+    plan = vz.plan(model.path, x, axes="yx", device="cpu")
+    assert (plan.n_tiles > 1) == cut
+    assert plan.overhead <= (1.016 if cut else 1.0)
+    out = model.design.outputs[0].id
+    (wanted,) = (y for n, y in run_whole(model.design, model.onnx, {model.design.main.id: x[None]}).items() if n == out)
+    found = np.asarray(vz.predict(model.path, x, axes="yx", device="cpu")).squeeze()
+    assert np.abs(found - wanted.squeeze()).max() <= 1e-5 * wanted.std()
+
+
 def test_notes_and_what_was_measured_are_in_the_json(package: Package) -> None:
     """Halo facts, the difference of float16 and all notes come back with a stored plan."""
     x = micrograph(np.random.default_rng(), (200, 260))
