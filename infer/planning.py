@@ -120,7 +120,7 @@ def make_plan(
     plain = session.runtime == "onnxruntime" and session.workers == 1 and choices.precision == "fp32"
     if plain and wanted.kind == "cpu":
         threads = scheduler == "threads"
-        for other in alternatives(draft, session, plan, room[1] - room[0], alone=threads):
+        for other in alternatives(draft, session, measured, plan, room[1] - room[0], alone=threads):
             room = (room[0] + other.libraries, room[1])
             plan = _faster(plan, draft, other, room, (tile, block))
     plan = _with_samples(plan, processing)

@@ -22,15 +22,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Probe:
     """What a short run measured: input voxels per second of all workers, and bytes of working memory per input voxel
-    of one of them. fixed: those where all runs are of one shape, if that makes a difference.
+    of one of them. fixed: those where all runs are of one shape, if that makes a difference. got: the share of the
+    processors' time that the run had; the rest went to other programs, or to nothing.
     """
 
     voxels_per_second: float
     bytes_per_voxel: float
     fixed: float | None = None
+    got: float = 1.0
+
+    @property
+    def undisturbed(self) -> float:
+        """Voxels per second with the processors for itself: how busy the machine is must not change what is chosen."""
+        return self.voxels_per_second / self.got
 
 
-def probe(session: Session, shape: Sequence[int], seconds: float = 0.03) -> Probe:
+def probe(session: Session, shape: Sequence[int], seconds: float = 0.02) -> Probe:
     """Measure speed and working memory on random tiles of `shape` (n, c, *space) in a session that is still new.
 
     The working memory is what the process grew by in the first run: onnxruntime's arena keeps all it took.
@@ -42,18 +49,19 @@ def probe(session: Session, shape: Sequence[int], seconds: float = 0.03) -> Prob
     before = process.memory_info().rss
     with ThreadPoolExecutor(session.workers) as pool:
 
-        def together() -> float:
-            start = time.perf_counter()
+        def together() -> tuple[float, float]:
+            start, used = time.perf_counter(), time.process_time()
             list(pool.map(lambda _: _run(session, x), range(session.workers)))
-            return time.perf_counter() - start
+            return time.perf_counter() - start, time.process_time() - used
 
         together()
         grown = max(0, process.memory_info().rss - before) / session.workers
-        best, until = float("inf"), time.perf_counter() + seconds
-        while True:
-            best = min(best, together())
-            if time.perf_counter() >= until:
-                return Probe(session.workers * _voxels(x[0]) / best, grown / _voxels(x[0]))
+        runs, until = [together()], time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            runs.append(together())
+    best, used = (min(figures) for figures in zip(*runs, strict=True))
+    got = used / (best * session.workers * session.threads) or 1.0  # 0: the clock is too coarse to tell
+    return Probe(session.workers * _voxels(x[0]) / best, grown / _voxels(x[0]), got=min(1.0, got))
 
 
 def random_feeds(session: Session, shape: Sequence[int]) -> list[NDArray[Any]]:

@@ -29,8 +29,8 @@ faster waits for its files, and no runtime helps."""
 SAME = 1e-3
 """How far OpenVINO may be from onnxruntime, in units of the output's std: rounding makes it 1e-5 to 1e-4."""
 AS_FAST = 1.1
-"""It is taken unless a small tile takes this much longer there: on larger ones it gains, and needs less memory. Where
-it seems to be slower, both are tried again, one right after the other: the machine may have become busy in between."""
+"""It is taken unless a small tile takes this much longer there, by the clock and in processor time: on larger ones it
+gains, and needs less memory."""
 LIBRARIES = 60e6
 """Bytes that OpenVINO's libraries take for themselves: 55 to 65 MB. It is not loaded where that is more than a quarter
 of what tiles may take: larger tiles gain more."""
@@ -81,18 +81,21 @@ class Alternative:
     libraries: int = 0
 
 
-def alternatives(draft: Plan, session: Session, plan: Plan, room: int, *, alone: bool) -> Iterator[Alternative]:
-    """Other sessions on the CPU that may be faster than this one of onnxruntime, with which a plan was made.
+def alternatives(
+    draft: Plan, session: Session, before: Probe, plan: Plan, room: int, *, alone: bool
+) -> Iterator[Alternative]:  # fmt: skip
+    """Other sessions on the CPU that may be faster than this one of onnxruntime, as it was measured before and planned.
 
     None for a network that is faster than files. room: bytes that blocks and tiles may take. alone: the process has
     the machine's processors for itself.
     """
     shape = _probe_shape(draft)
-    if plan.rate > FILES:
+    if before.undisturbed > FILES:
         return
-    if plan.seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and room > 4 * LIBRARIES and openvino_installed():
+    seconds = plan.seconds * before.got
+    if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and room > 4 * LIBRARIES and openvino_installed():
         other, libraries = _openvino(draft, session)
-        measured = None if other is None else _as_fast(other, session, shape, plan.rate)
+        measured = None if other is None else _as_fast(other, before, shape)
         if other is None or measured is None:
             yield Alternative(session, Probe(plan.rate, plan.bytes_per_voxel), 0.0, libraries)
         else:
@@ -101,19 +104,18 @@ def alternatives(draft: Plan, session: Session, plan: Plan, room: int, *, alone:
             )
             yield Alternative(other, other.probed[shape], float("inf"), libraries)
             return  # several of onnxruntime gain less
-    if plan.seconds > WORTH_PROBING and alone and cpu_count() > 1:
+    if seconds > WORTH_PROBING and alone and cpu_count() > 1:
         other = make_session(replace(draft, workers=cpu_count(), runtime=""))
         other.probed[shape] = replace(probe(other, shape), bytes_per_voxel=plan.bytes_per_voxel)
         yield Alternative(other, other.probed[shape], CLEARLY)
 
 
-def _as_fast(other: Session, session: Session, shape: Sequence[int], rate: float) -> Probe | None:
-    """What a small run of another session measured, if it is about as fast as one that had `rate`; else None."""
+def _as_fast(other: Session, before: Probe, shape: Sequence[int]) -> Probe | None:
+    """What a small run of another session measured, if it is about as fast as the one before; else None."""
     measured = probe(other, shape)
-    if AS_FAST * measured.voxels_per_second >= rate:
-        return measured
-    measured, again = probe(other, shape), probe(session, shape)
-    return measured if AS_FAST * measured.voxels_per_second >= again.voxels_per_second else None
+    slower = before.voxels_per_second / measured.voxels_per_second
+    dearer = before.undisturbed / measured.undisturbed
+    return measured if min(slower, dearer) <= AS_FAST else None
 
 
 def _in_openvino(draft: Plan, session: Session, shape: Sequence[int], measured: Probe) -> Probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph, whole
 from voidzoo.infer.blocks import tiles_of
 from voidzoo.infer.networks import openvino_network, runtimes
-from voidzoo.infer.networks.device import find_device, openvino_installed
+from voidzoo.infer.networks.device import cpu_count, find_device, openvino_installed
 from voidzoo.infer.networks.session import Session
 from voidzoo.infer.planning import LIBRARIES
 from voidzoo.infer.run import run_in_memory
@@ -111,6 +112,26 @@ def test_most_models_run_in_openvino(tmp_path: Path) -> None:
         taken += plan_of(model, model.images(np.random.default_rng(5))).runtime == "openvino"
         assert name
     assert taken > len(MODELS) / 2
+
+
+def test_how_busy_the_machine_is_does_not_choose_the_runtime(
+    package: vz.Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work is counted in processor time: beside programs that take all processors it is no more of it."""
+    x = micrograph(np.random.default_rng(), (40, 256, 256))
+    quiet = vz.plan(package, x, axes="zyx", device="cpu")
+    (measured,) = quiet.session.probed.values()
+    monkeypatch.setattr(runtimes, "WORTH_IT", {2: 3 * quiet.seconds * measured.got})
+    spin = "import time\nprint(flush=True)\nend = time.time() + 60\nwhile time.time() < end: pass"
+    with contextlib.ExitStack() as stack:
+        for _ in range(8 * cpu_count()):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE))
+            stack.callback(busy.kill)
+            assert busy.stdout is not None
+            busy.stdout.readline()
+        plan = vz.plan(package, x, axes="zyx", device="cpu")
+    assert plan.runtime == ""
+    assert plan.seconds > 3 * quiet.seconds * measured.got, "by the clock it would have been chosen"
 
 
 @pytest.mark.usefixtures("always")
