@@ -28,9 +28,9 @@ FILES = 100e6
 faster waits for its files, and no runtime helps."""
 SAME = 1e-3
 """How far OpenVINO may be from onnxruntime, in units of the output's std: rounding makes it 1e-5 to 1e-4."""
-AS_FAST = 1.1
-"""It is taken unless a small tile takes this much longer there, by the clock and in processor time: on larger ones it
-gains, and needs less memory."""
+AS_FAST = 1.25
+"""It is taken unless a small tile takes this much longer there, by the clock and in processor time, twice: on larger
+ones it gains a tenth to a fifth, and needs half the memory."""
 LIBRARIES = 60e6
 """Bytes that OpenVINO's libraries take for themselves: 55 to 65 MB. It is not loaded where that is more than a quarter
 of what tiles may take: larger tiles gain more."""
@@ -95,7 +95,7 @@ def alternatives(
     seconds = plan.seconds * before.got
     if seconds > WORTH_IT.get(len(draft.model_axes), 1.0) and room > 4 * LIBRARIES and openvino_installed():
         other, libraries = _openvino(draft, session)
-        measured = None if other is None else _as_fast(other, before, shape)
+        measured = None if other is None else _as_fast(other, session, before, shape)
         if other is None or measured is None:
             yield Alternative(session, Probe(plan.rate, plan.bytes_per_voxel), 0.0, libraries)
         else:
@@ -110,12 +110,16 @@ def alternatives(
         yield Alternative(other, other.probed[shape], CLEARLY)
 
 
-def _as_fast(other: Session, before: Probe, shape: Sequence[int]) -> Probe | None:
-    """What a small run of another session measured, if it is about as fast as the one before; else None."""
-    measured = probe(other, shape)
-    slower = before.voxels_per_second / measured.voxels_per_second
-    dearer = before.undisturbed / measured.undisturbed
-    return measured if min(slower, dearer) <= AS_FAST else None
+def _as_fast(other: Session, session: Session, before: Probe, shape: Sequence[int]) -> Probe | None:
+    """What a small run of another session measured, if it is about as fast as this one was before; else None."""
+    for _ in range(2):
+        measured = probe(other, shape)
+        slower = before.voxels_per_second / measured.voxels_per_second
+        dearer = before.undisturbed / measured.undisturbed
+        if min(slower, dearer) <= AS_FAST:
+            return measured
+        before = probe(session, shape)  # one right after the other
+    return None
 
 
 def _in_openvino(draft: Plan, session: Session, shape: Sequence[int], measured: Probe) -> Probe:
