@@ -20,9 +20,8 @@ BLOCK_VOXELS = 2**24
 STACKED_VOXELS = 2**22
 """The most voxels of a block of several planes (or volumes): enough that a block costs little beside what it does. More
 would only take memory, and more of it for a longer stack."""
-SPARING, HANDY = 1.015, 2**18
-"""A tile of less than half the voxels is taken where no more than this is run on for it, down to 512 x 512: it costs
-nothing, light networks are faster in it, and its working memory is all that they need."""
+HANDY = 2**18
+"""Voxels of a tile below which smaller ones save nothing that counts: 512 x 512."""
 MANY_BLOCKS = 64
 """With fewer blocks than this, stacks of planes are cut finer, so that reading and writing overlap with the network."""
 
@@ -96,35 +95,39 @@ class Tiling:
     overhead: float
 
 
-def choose_tile(
-    model: Mapping[str, Axis], block: Mapping[str, int], limit: int, *, sparing: bool = False
-) -> Tiling:  # fmt: skip
+def choose_tile(model: Mapping[str, Axis], block: Mapping[str, int], limit: int) -> Tiling:
     """The tile of at most `limit` voxels with which all blocks together run on the fewest voxels.
 
-    sparing: a much smaller one with which they run on hardly more. Raises SizeError when not even the smallest legal
-    tile fits; says how much it needs.
+    Raises SizeError when not even the smallest legal tile fits; says how much it needs.
     """
-    costs = {a: {n: tiled_length(axis, block[a], n) for n in _tile_sizes(axis, block[a])} for a, axis in model.items()}
     best: tuple[int, tuple[int, ...]] | None = None
-    for run, tile in _within(costs, limit):
+    for run, tile in _tiles(model, block, limit):
         if best is None or run < best[0] * 0.999:
             best = (run, tile)
     if best is None:
         smallest = prod(min(axis.smallest_tile, longest_region(axis, block[a])) for a, axis in model.items())
         raise SizeError(f"one tile needs at least {smallest:,} voxels of memory; {limit:,} fit.")
-    if sparing and prod(best[1]) // 2 >= HANDY:
-        small = [(prod(tile), run, tile) for run, tile in _within(costs, prod(best[1]) // 2, SPARING * best[0])
-                 if prod(tile) >= HANDY]  # fmt: skip
-        best = min(small)[1:] if small else best
     whole = prod(axis.size for axis in model.values())
     return Tiling(dict(zip(model, best[1], strict=True)), best[0] / whole)
 
 
-def _within(
-    costs: Mapping[str, Mapping[int, int]], limit: int, most: float = float("inf")
+def spared_tile(
+    model: Mapping[str, Axis], block: Mapping[str, int], tile: Mapping[str, int], more: float
+) -> dict[str, int]:  # fmt: skip
+    """The smallest handy tile with which all blocks together run on at most `more` times the voxels that they do with
+    this one; this one where none of less than half its voxels is among them.
+    """
+    most = more * prod(tiled_length(axis, block[a], tile[a]) for a, axis in model.items())
+    small = [(prod(t), run, t) for run, t in _tiles(model, block, prod(tile.values()) // 2, most) if prod(t) >= HANDY]
+    return dict(zip(model, min(small)[2], strict=True)) if small else dict(tile)
+
+
+def _tiles(
+    model: Mapping[str, Axis], block: Mapping[str, int], limit: int, most: float = float("inf")
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Tiles of at most `limit` voxels, and the voxels that they run on where that is at most `most`."""
-    for choice in product(*(axis.items() for axis in costs.values())):
+    costs = [{n: tiled_length(axis, block[a], n) for n in _tile_sizes(axis, block[a])} for a, axis in model.items()]
+    for choice in product(*(axis.items() for axis in costs)):
         tile, run = tuple(size for size, _ in choice), prod(length for _, length in choice)
         if prod(tile) <= limit and run <= most:
             yield run, tile

@@ -33,7 +33,7 @@ from .networks.runtimes import Alternative, alternatives, measure
 from .networks.session import Session, make_session
 from .plan import Choices, Plan
 from .report import size_text
-from .shaping import Sizes, asked_block, asked_tile, cached, shaped, with_costs
+from .shaping import FREE, SPARING, Sizes, asked_block, asked_tile, cached, shaped, with_costs
 from .sight.plan_halos import with_known_halos, with_nothing_cut, with_tolerance
 
 if TYPE_CHECKING:
@@ -116,13 +116,14 @@ def make_plan(
     elif choices.tolerance:
         voxels = prod(span.size for span in draft.part.values())
         draft = with_tolerance(draft, Network(draft, session), int(PROBED * voxels))
-    plan = _on(shaped(draft, session, measured, room, (tile, block)), session)
+    more = SPARING if memory is None else FREE
+    plan = _on(shaped(draft, session, measured, room, (tile, block), more=more), session)
     plain = session.runtime == "onnxruntime" and session.workers == 1 and choices.precision == "fp32"
     if plain and wanted.kind == "cpu":
         threads = scheduler == "threads"
         for other in alternatives(draft, session, measured, plan, room[1] - room[0], alone=threads):
             room = (room[0] + other.libraries, room[1])
-            plan = _faster(plan, draft, other, room, (tile, block))
+            plan = _faster(plan, draft, other, room, (tile, block), more)
     plan = _with_samples(plan, processing)
     _refuse_memory(plan, memory)
     return plan
@@ -238,18 +239,20 @@ def _runtime(plan: Plan) -> str:
     return plan.runtime or ("onnxruntime" if any(w.kind == "onnx" for w in plan.package.weights) else "torch")
 
 
-def _faster(plan: Plan, draft: Plan, other: Alternative, room: tuple[int, int], asked: tuple[Sizes, Sizes]) -> Plan:
+def _faster(
+    plan: Plan, draft: Plan, other: Alternative, room: tuple[int, int], asked: tuple[Sizes, Sizes], more: float
+) -> Plan:  # fmt: skip
     """The plan with another session, if that promises to be faster and fits the room; else as it is, in that room."""
     session = other.session
     changed = replace(draft, workers=session.workers, runtime="openvino" * (session.runtime == "openvino"))
     with contextlib.suppress(ResourceError):
-        found = shaped(changed, session, other.measured, room, asked)
+        found = shaped(changed, session, other.measured, room, asked, more=more)
         if found.memory.total <= room[1] and found.seconds < other.bias * plan.seconds:
             return _on(found, session)
     if other.libraries and (before := plan.session) is not None:
         same = replace(draft, workers=plan.workers, runtime=plan.runtime)
         with contextlib.suppress(ResourceError):
-            return _on(shaped(same, before, Probe(plan.rate, plan.bytes_per_voxel), room, asked), before)
+            return _on(shaped(same, before, Probe(plan.rate, plan.bytes_per_voxel), room, asked, more=more), before)
     return plan
 
 

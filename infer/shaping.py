@@ -21,6 +21,7 @@ from .layout import (
     chunk_shape,
     legal_tile,
     longest_region,
+    spared_tile,
     tiled_length,
 )
 from .networks.device import device_memory
@@ -38,25 +39,34 @@ ENOUGH = 1.02
 """Pixels that the network runs on per pixel of the image: no better blocks are looked for."""
 GAIN = 1.04
 """How much more pixels the network may run on in tiles of one shape, where that is faster: it is by a twentieth."""
+SPARING, FREE = 1.05, 1.015
+"""How many times the pixels the network may run on for half the memory or less: by default, and where the user said how
+much may be taken. Smaller tiles are a little faster for their size: the first costs 3 % of the time, the other nothing
+(docs/decisions/0014)."""
 GPU_SHARE = 0.8
 """Of a GPU's free memory; cuDNN takes workspace beside the tensors. A tile that does not fit after all is halved."""
 
 
-def shaped(draft: Plan, session: Session, measured: Probe, memory: tuple[int, int], asked: tuple[Sizes, Sizes]) -> Plan:
+def shaped(
+    draft: Plan, session: Session, measured: Probe, memory: tuple[int, int], asked: tuple[Sizes, Sizes],
+    *, more: float = 1.0,
+) -> Plan:  # fmt: skip
     """The draft with chunk, block, tile and batch. memory: what the process holds, and what it may take.
 
-    asked: the user's tile and block. Raises SizeError for those that are not legal, ResourceError where nothing fits.
+    asked: the user's tile and block. more: how many times the pixels the network may run on where half the memory or
+    less does for it. Raises SizeError for sizes that are not legal, ResourceError where nothing fits.
     """
-    if measured.fixed is None:
-        return _shaped(draft, session, measured, memory, asked)
-    alike = None
-    with contextlib.suppress(ResourceError):
-        less = replace(measured, bytes_per_voxel=measured.fixed)
-        alike = _shaped(draft, session, less, memory, asked, one_shape=True)
-        if alike.overhead < ENOUGH:
-            return alike
-    best = _shaped(draft, session, measured, memory, asked)
-    return alike if alike is not None and alike.overhead < GAIN * best.overhead else best
+    less = replace(measured, bytes_per_voxel=measured.fixed or 0.0)
+    best = alike = None
+    if measured.fixed is not None:
+        with contextlib.suppress(ResourceError):
+            alike = _shaped(draft, session, less, memory, asked, one_shape=True)
+    if alike is None or alike.overhead >= ENOUGH:
+        best = _shaped(draft, session, measured, memory, asked)
+    if alike is not None and (best is None or alike.overhead < GAIN * best.overhead):
+        best, measured = alike, less
+    assert best is not None
+    return best if asked[0] is not None else _spared(best, session, measured, memory[0], more)
 
 
 def _shaped(
@@ -118,14 +128,20 @@ def _tiled(
     room = (budget - process - _block_memory(plan)) // plan.workers
     if (gpu := device_memory(session.device)) is not None:
         budget, room = gpu[0], int(gpu[0] * GPU_SHARE) // plan.workers
-    sparing = gpu is None and _cuts_are_exact(draft)
-    tiles = asked_tile(model, tile)
-    if tiles is None:
-        tiles = _within(plan, _fitting_tile(model, block, room, measured, budget, sparing=sparing))
+    tiles = asked_tile(model, tile) or _within(plan, _fitting_tile(model, block, room, measured, budget))
     batch = max(1, min(2**16 // prod(tiles.values()), prod(n for a, n in shape.items() if a not in model)))
     if draft.package.main.axis("b") is None or session.batch_limit is not None:
         batch = 1
     return with_costs(replace(plan, tile=tiles, batch=batch), measured, process)
+
+
+def _spared(plan: Plan, session: Session, measured: Probe, process: int, more: float) -> Plan:
+    """The plan with a much smaller tile, where the network runs on at most `more` times the pixels for it."""
+    if device_memory(session.device) is not None or not _cuts_are_exact(plan):
+        return plan
+    tile = _within(plan, spared_tile(plan.model_axes, plan.block, plan.tile, more))
+    found = with_costs(replace(plan, tile=tile), measured, process)
+    return found if found.one_shape or not plan.one_shape else plan
 
 
 def _cuts_are_exact(plan: Plan) -> bool:
@@ -189,15 +205,14 @@ def asked_tile(model: Mapping[str, Axis], tile: tuple[int, ...] | None) -> dict[
 
 
 def _fitting_tile(
-    model: Mapping[str, Axis], block: Mapping[str, int], room: int, measured: Probe, budget: int, *, sparing: bool
+    model: Mapping[str, Axis], block: Mapping[str, int], room: int, measured: Probe, budget: int
 ) -> dict[str, int]:
     per_voxel = measured.bytes_per_voxel + 8
     whole = {a: longest_region(axis, block[a]) for a, axis in model.items()}
-    fits = prod(whole.values()) * per_voxel <= room
-    if fits and not sparing and not any(axis.fixed for axis in model.values()):
+    if not any(axis.fixed for axis in model.values()) and prod(whole.values()) * per_voxel <= room:
         return whole  # nothing is run twice: there is no better one to look for
     try:
-        return choose_tile(model, block, int(max(0, room) / per_voxel), sparing=sparing).tile
+        return choose_tile(model, block, int(max(0, room) / per_voxel)).tile
     except SizeError:
         smallest = prod(min(axis.smallest_tile, axis.extended) for axis in model.values())
         needed = smallest * per_voxel + budget - room

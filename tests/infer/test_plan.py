@@ -285,7 +285,7 @@ def test_steps_that_the_graph_asks_for_are_pinned(tmp_path: Path) -> None:
     assert again.identity == plan.identity
 
 
-@pytest.mark.parametrize(("name", "cut"), [("without_halo", True), ("old_04_without_padding", True), ("doubled", True),
+@pytest.mark.parametrize(("name", "cut"), [("without_halo", True), ("pooled", True), ("old_04_without_padding", True), ("doubled", True),
                                            ("squeeze_excitation", False), ("instance_norm", False)])  # fmt: skip
 def test_a_light_network_gets_small_tiles_where_they_cost_nothing(name: str, cut: bool, tmp_path: Path) -> None:
     """Where the graph says how far it sees. One that sees everything runs on the whole plane, as it should."""
@@ -296,7 +296,10 @@ def test_a_light_network_gets_small_tiles_where_they_cost_nothing(name: str, cut
     x = micrograph(np.random.default_rng(), (1400, 1300))
     plan = vz.plan(model.path, x, axes="yx", device="cpu")
     assert (plan.n_tiles > 1) == cut
-    assert plan.overhead <= (1.016 if cut else 1.0)
+    assert plan.overhead <= (1.05 if cut else 1.0)
+    told = vz.plan(model.path, x, axes="yx", device="cpu", memory=2 * 10**9)
+    assert told.overhead <= 1.02, "memory that may be taken is not spared at the cost of time"
+    assert prod(told.tile.values()) >= prod(plan.tile.values())
     out = model.design.outputs[0].id
     (wanted,) = (y for n, y in run_whole(model.design, model.onnx, {model.design.main.id: x[None]}).items() if n == out)
     found = np.asarray(vz.predict(model.path, x, axes="yx", device="cpu")).squeeze()
