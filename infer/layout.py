@@ -127,6 +127,9 @@ def _tiles(
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Tiles of at most `limit` voxels, and the voxels that they run on where that is at most `most`."""
     costs = [{n: tiled_length(axis, block[a], n) for n in _tile_sizes(axis, block[a])} for a, axis in model.items()]
+    least = prod(min(axis.values()) for axis in costs)
+    # sizes that cost too much whatever the others are: without them four axes have millions of combinations
+    costs = [{n: run for n, run in axis.items() if run * least <= most * min(axis.values())} for axis in costs]
     for choice in product(*(axis.items() for axis in costs)):
         tile, run = tuple(size for size, _ in choice), prod(length for _, length in choice)
         if prod(tile) <= limit and run <= most:

@@ -137,8 +137,8 @@ def _tiled(
 
 def _spared(plan: Plan, session: Session, measured: Probe, process: int, more: float) -> Plan:
     """The plan with a much smaller tile, where the network runs on at most `more` times the pixels for it."""
-    if device_memory(session.device) is not None or not _cuts_are_exact(plan):
-        return plan
+    if session.device.kind not in ("cpu", "openvino") or not _cuts_are_exact(plan):
+        return plan  # small tiles keep no GPU busy
     tile = _within(plan, spared_tile(plan.model_axes, plan.block, plan.tile, more))
     found = with_costs(replace(plan, tile=tile), measured, process)
     return found if found.one_shape or not plan.one_shape else plan
