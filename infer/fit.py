@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..zoo.errors import VoidzooError
+from ..zoo.quantiles import percentiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def grey_notes(package: Package, feed: Feed, seed: int = 0) -> list[str]:
         low, high = (float(v) for v in trained)
         if values.size and (why := _why_far(values, low, high)):
             of = f" of {name}" if len(ranges) > 1 else ""
-            seen = " to ".join(f"{v:.4g}" for v in np.percentile(values, (0.1, 99.9)))
+            seen = " to ".join(f"{v:.4g}" for v in percentiles(values, (0.1, 99.9)))
             notes.append(
                 f"{feed.image.name} has grey values of about {seen}; {package.name} was trained{of} on {low:.4g} to "
                 f"{high:.4g}: {why} (mend: the raw image, as the microscope wrote it, not a normalised or 8-bit copy)."
@@ -100,7 +101,7 @@ def _names(package: Package) -> Sequence[str]:
 
 
 def _why_far(values: NDArray[Any], low: float, high: float) -> str:
-    first, quarter, three, last = np.percentile(values, (0.1, 25, 75, 99.9))
+    first, quarter, three, last = percentiles(values, (0.1, 25, 75, 99.9))
     width = max(high - low, 1e-12)
     if three < low or quarter > high:
         return "most of them lie outside of that"

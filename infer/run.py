@@ -28,6 +28,7 @@ from .plan import Plan, raw_targets
 from .restore import RestoreWork, restored_layers
 from .samples import Measured, load_or_measure
 from .schedulers.cluster import open_scheduler
+from .schedulers.trouble import Lost
 from .work import BlockWork, FinishWork, Outcome, RawWork
 
 if TYPE_CHECKING:
@@ -264,8 +265,6 @@ def _commits(ledger: Ledger) -> GroupCommit[Any]:
 
 def _failure_of(outcome: Any, plan: Plan) -> BlockFailed | None:
     """A block that failed, or whose workers died again and again."""
-    from .schedulers.cluster import Lost
-
     if isinstance(outcome, Lost):
         spans = plan.block_spans(outcome.item)
         return BlockFailed(outcome.item, ", ".join(f"{a} {s.start}:{s.stop}" for a, s in spans.items()), outcome.error)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import SizeError
+from .quantiles import percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ def contrast(pixels: NDArray[Any], low: float = 0.1, high: float = 99.9) -> tupl
     flat = flat[np.isfinite(flat)]
     if not flat.size:
         return 0.0, 1.0
-    a, b = np.percentile(flat, (low, high))
+    a, b = percentiles(flat, (low, high))
     return float(a), float(b)
 
 

@@ -32,6 +32,15 @@ Quantile = tuple[float, str]
 """q from 0 to 1, and how to choose between two values: `linear` or `inverted_cdf`, as in numpy.quantile."""
 
 
+def percentiles(values: NDArray[Any], wanted: Sequence[float]) -> NDArray[np.float64]:
+    """Percentiles (0 to 100, linear) of finite numbers that memory holds, any axes, at least one.
+
+    As numpy.percentile, which would load masked arrays first: 25 ms for a command that has nothing else to do.
+    """
+    ranks = np.asarray(wanted) / 100 * (values.size - 1)
+    return np.interp(ranks, np.arange(values.size), np.sort(values, axis=None))
+
+
 def key_bits(dtype: np.dtype[Any]) -> int:
     """Bits of the key of a dtype: 8, 16, 32 or 64. Raises DtypeError for what cannot be ordered by such keys."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:

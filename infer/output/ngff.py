@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...zoo.quantiles import percentiles
 from .layer import Layer
 from .pyramid import SMALLEST_LEVEL
 
@@ -89,7 +90,7 @@ def _channels(layer: Layer, smallest: DurableArray) -> list[dict[str, Any]]:
         )
         values = smallest.read(part).astype(np.float64).ravel()
         values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)  # JSON knows no infinity
-        low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
+        low, high = (float(v) for v in percentiles(values, (0.1, 99.9)))
         window = {
             "start": low,
             "end": high if high > low else low + 1,

@@ -8,13 +8,12 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from .interrupt import ctrl_c_waits
-from .trouble import PREFIX, SchedulerError, deserted, gone, killed, paused, plug_in, told_in_words, unplug
+from .trouble import PREFIX, Lost, deserted, gone, killed, paused, plug_in, told_in_words, unplug
 
 if TYPE_CHECKING:
     from .remote import Crew
@@ -25,14 +24,6 @@ PATIENCE = 60.0
 """Seconds to wait for a worker when the last has gone: a nanny needs a few to start another."""
 STUCK = 5.0
 """Seconds that a task may wait on a paused worker until another gets it."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """An item that was not done: its worker process died each time, at last with nothing else running beside it."""
-
-    item: Any
-    error: SchedulerError
 
 
 class Distributed:

@@ -28,8 +28,6 @@ def share_out(
     is true, no further item is taken, and this returns after the running ones. An error in `work` and the first Ctrl-C
     are raised after the running ones, too, and those are still heard.
     """
-    from dask.threaded import get
-
     done: deque[Any] = deque()
 
     def tell(*_task: Any) -> None:
@@ -41,10 +39,14 @@ def share_out(
     with ctrl_c_waits() as interrupted:
         try:
             with ThreadPoolExecutor(threads, thread_name_prefix="voidzoo") as pool:
-                for window in _windows(items):
+                for n, window in enumerate(_windows(items)):
                     task = _Next(work, deque(window), done.append, lambda: interrupted() or stopped())
-                    keys = [("item", i) for i in range(len(window))]
-                    get(dict.fromkeys(keys, (task,)), keys, pool=pool, callbacks=listening)
+                    graph: dict[int, tuple[Callable[[], Any]]] = dict.fromkeys(range(len(window)), (task,))
+                    if n == 0:  # begun while dask is imported, which takes a twentieth of a second
+                        graph[0] = (pool.submit(task).result,)
+                    from dask.threaded import get
+
+                    get(graph, list(graph), pool=pool, callbacks=listening)
                     if interrupted() or stopped():
                         return
         finally:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...zoo.errors import VoidzooError
@@ -22,6 +23,14 @@ class SchedulerError(VoidzooError, RuntimeError):
     """A scheduler that cannot be reached, or that has no workers (any more)."""
 
     exit_code = 3
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An item that was not done: its worker process died each time, at last with nothing else running beside it."""
+
+    item: Any
+    error: SchedulerError
 
 
 def plug_in(client: Any, plugin: Any) -> None:

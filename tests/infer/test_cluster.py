@@ -23,7 +23,8 @@ import pytest
 
 from tests.infer.flow import Flow
 from voidzoo.infer.schedulers import connect
-from voidzoo.infer.schedulers.cluster import Lost, Scheduler, SchedulerError, open_scheduler
+from voidzoo.infer.schedulers.cluster import Scheduler, open_scheduler
+from voidzoo.infer.schedulers.trouble import Lost, SchedulerError
 from voidzoo.zoo.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +260,7 @@ def test_the_work_travels_once_and_things_are_made_once(site: Site) -> None:
             self.table = table
 
         def __call__(self, item: int) -> tuple[int, int, int, int]:
-            from voidzoo.infer.schedulers.cluster import once_per_process
+            from voidzoo.infer.schedulers.once import once_per_process
 
             def make() -> list[int]:
                 time.sleep(0.2)  # long enough for the other threads to want it, too
@@ -306,9 +307,10 @@ def test_a_killed_client_leaves_nothing_in_the_workers(site: Site) -> None:
     site.worker()
     script = f"""
         import time
-        from voidzoo.infer.schedulers.cluster import open_scheduler, once_per_process
+        from voidzoo.infer.schedulers.cluster import open_scheduler
+        from voidzoo.infer.schedulers.once import once_per_process
         def work(item):
-            from voidzoo.infer.schedulers.cluster import once_per_process
+            from voidzoo.infer.schedulers.once import once_per_process
             once_per_process("x", lambda: bytes(1000))
             time.sleep(0.1)
             return item
@@ -523,7 +525,7 @@ def test_workers_that_dask_pauses_do_not_hang_it(site: Site, monkeypatch: pytest
     def work(item: int) -> int:
         import time
 
-        from voidzoo.infer.schedulers.cluster import once_per_process
+        from voidzoo.infer.schedulers.once import once_per_process
 
         once_per_process("ballast", lambda: bytearray(500_000_000) if limited() else None)
         time.sleep(0.05)

@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from voidzoo.infer.schedulers.cluster import Scheduler, SchedulerError, open_scheduler
+from voidzoo.infer.schedulers.cluster import Scheduler, open_scheduler
 from voidzoo.infer.schedulers.slurm import Jobs
+from voidzoo.infer.schedulers.trouble import SchedulerError
 from voidzoo.zoo.errors import DependencyError, RecipeError
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from voidzoo.zoo import quantiles
 from voidzoo.zoo.errors import DtypeError, ValuesError
-from voidzoo.zoo.quantiles import RANK_ERROR, ThinnedBin, keys, numbers
+from voidzoo.zoo.quantiles import RANK_ERROR, ThinnedBin, keys, numbers, percentiles
 from voidzoo.zoo.statistics import Wanted, statistics
 
 SMALL = 2**20
@@ -229,6 +229,16 @@ def test_keys_are_in_the_order_of_the_numbers_and_lead_back_to_them(values, dtyp
     ordered = array[np.argsort(keys(array), kind="stable")]
     np.testing.assert_array_equal(ordered, np.sort(array))
     np.testing.assert_array_equal(numbers(keys(array).astype(np.uint64), array.dtype), array.astype(np.float64))
+
+
+@given(
+    values=st.lists(st.floats(-1e9, 1e9) | st.integers(0, 3), min_size=1, max_size=60),
+    wanted=st.lists(st.floats(0, 100), min_size=1, max_size=5),
+    rows=st.booleans(),
+)
+def test_percentiles_in_memory_are_those_of_numpy(values, wanted, rows):
+    array = np.array([values, values] if rows else values)
+    np.testing.assert_allclose(percentiles(array, wanted), np.percentile(array, wanted), rtol=1e-9, atol=1e-6)
 
 
 def test_the_ends_of_64_bits_are_told_apart():
