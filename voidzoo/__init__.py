@@ -5,8 +5,13 @@ Nothing is imported before it is used: `import voidzoo` loads neither torch nor 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime reports to Microsoft which models are run, from its first import on, in every process that it is not told
+# not to (docs/decisions/0012)
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .api import plan, predict, train

@@ -3,11 +3,10 @@
 import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 from typing import NoReturn
-
-from .cli import main
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGE = 4 * 2**20
@@ -16,13 +15,20 @@ KEPT = 4 * 2**20
 """Bytes of freed smaller ones that may stay for the next, on each thread: pages that come and go take a quarter of the
 time of a job that is as fast as its files. 32 MB gain nothing more, and are missed where memory is short.
 """
+NEW_OBJECTS = 50_000
+"""Objects made since the last search for unreachable cycles at which Python looks for them again, 700 by default: the
+libraries of a prediction make so many that stay that 50 of its first 500 ms go into searches that find nothing.
+"""
 
 
 def run() -> NoReturn:
     """The command line as a process. All is written and closed when `main` returns; taking the interpreter and its
     libraries apart object by object would cost an eighth of a second more, on every image.
     """
+    gc.set_threshold(NEW_OBJECTS)
     _give_memory_back()
+    from .cli import main
+
     code = main()
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, ValueError):  # whoever read it has gone

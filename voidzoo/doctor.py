@@ -94,7 +94,7 @@ def _try(word: str) -> str:
     import numpy as np
     import onnxruntime as ort
 
-    from .infer.networks.device import PROVIDERS, find_device, openvino_installed
+    from .infer.networks.device import PROVIDERS, find_device, openvino, openvino_installed
 
     try:
         device = find_device(word)
@@ -105,9 +105,8 @@ def _try(word: str) -> str:
     x = np.array([1.5], np.float32)
     try:
         if device.kind == "openvino" and openvino_installed():
-            import openvino
-
-            y = openvino.Core().compile_model(openvino.Core().read_model(DOUBLE, b""), "CPU")(x)[0]
+            core = openvino().Core()
+            y = core.compile_model(core.read_model(DOUBLE, b""), "CPU")(x)[0]
             return _told(y)
         session = ort.InferenceSession(DOUBLE, providers=[PROVIDERS[device.kind]], enable_fallback=0)
         if session.get_providers()[0] != PROVIDERS[device.kind]:

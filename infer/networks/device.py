@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...zoo.errors import DeviceError
 
@@ -62,6 +65,23 @@ def _words(providers: Sequence[str]) -> str:
 def openvino_installed() -> bool:
     """Whether OpenVINO itself is there, beside what onnxruntime was built with; it is not imported."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def openvino() -> Any:
+    """The module, without the reports of use that its converter sends when it is imported.
+
+    Those go to Google Analytics through a fork of this process and leave an identity in the home folder; nobody who
+    denoises an image was asked. Without the package that sends them, the converter takes an empty one of its own.
+    Raises ImportError.
+    """
+    silenced = "openvino_telemetry" not in sys.modules
+    if silenced:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it cannot be imported
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if silenced:
+            del sys.modules["openvino_telemetry"]
 
 
 def _cuda_devices() -> bool:

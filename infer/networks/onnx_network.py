@@ -25,6 +25,7 @@ class OnnxNetwork:
         import onnxruntime as ort
 
         ort.set_default_logger_severity(4)  # what it has to say of missing libraries is told below, once
+        ort.disable_telemetry_events()  # on Windows, and where it was imported before voidzoo
         if device.kind in ("cuda", "tensorrt") and hasattr(ort, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 ort.preload_dlls()

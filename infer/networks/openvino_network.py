@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...zoo.errors import DependencyError, PackageError
+from .device import openvino
 from .onnx_network import first_line
 from .upsampling import with_merged_upsampling
 
@@ -25,9 +26,7 @@ def _core() -> Any:
     Its CPU plugin gives the thread that loads it a stack for signal handlers, and takes the memory away when the last
     core goes, on whatever thread that happens: the next Ctrl-C would then write into nothing and end the process.
     """
-    import openvino
-
-    return openvino.Core()
+    return openvino().Core()
 
 
 class OpenVinoNetwork:
@@ -42,7 +41,7 @@ class OpenVinoNetwork:
 
     def __init__(self, package: Package, weights: bytes, threads: int) -> None:
         try:
-            import openvino  # noqa: F401
+            openvino()
         except ImportError as error:
             raise DependencyError(
                 f"{package.name} was begun with OpenVINO, which is not installed here.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -41,12 +41,12 @@ def share_out(
             with ThreadPoolExecutor(threads, thread_name_prefix="voidzoo") as pool:
                 for n, window in enumerate(_windows(items)):
                     task = _Next(work, deque(window), done.append, lambda: interrupted() or stopped())
-                    graph: dict[int, tuple[Callable[[], Any]]] = dict.fromkeys(range(len(window)), (task,))
                     if n == 0:  # begun while dask is imported, which takes a twentieth of a second
-                        graph[0] = (pool.submit(task).result,)
+                        task.begin(pool)
                     from dask.threaded import get
 
-                    get(graph, list(graph), pool=pool, callbacks=listening)
+                    keys = [("item", i) for i in range(len(window))]
+                    get(dict.fromkeys(keys, (task,)), keys, pool=pool, callbacks=listening)
                     if interrupted() or stopped():
                         return
         finally:
@@ -75,7 +75,20 @@ class _Next:
         self.waiting = waiting
         self.done = done
         self.stopped = stopped
+        self.begun: deque[Future[None]] = deque()
+
+    def begin(self, pool: ThreadPoolExecutor) -> None:
+        """Do an item at once; the first call waits for that one."""
+        self.begun.append(pool.submit(self._do))
 
     def __call__(self) -> None:
+        try:
+            begun = self.begun.pop()
+        except IndexError:
+            self._do()
+        else:
+            begun.result()
+
+    def _do(self) -> None:
         if not self.stopped():
             self.done(self.work(self.waiting.popleft()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,34 @@ def test_a_short_job_does_not_load_it(tmp_path: Path) -> None:
     line = [sys.executable, "-c", script, "predict", package.path, str(tmp_path / "in.tif"), "-o",
             str(tmp_path / "o.ome.zarr"), "--device", "cpu"]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+QUIET = """
+import os, sys, threading
+import numpy as np
+import voidzoo as vz
+from voidzoo.infer.networks import runtimes
+runtimes.WORTH_IT, runtimes.AS_FAST = {2: 0.0}, float("inf")
+plan = vz.plan(sys.argv[1], np.random.default_rng(0).random((90, 80), np.float32), axes="yx", device="cpu")
+assert plan.runtime == "openvino"
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__, "openvino_telemetry" in sys.modules, os.listdir(os.path.expanduser("~")))
+import openvino_telemetry  # whoever else wants it gets it
+"""
+
+
+def test_nothing_is_reported(tmp_path: Path) -> None:
+    """Both runtimes would send usage data and leave an identity behind, unless they run in CI."""
+    package = make_package(tmp_path / "p", depth=1)
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "LOCALAPPDATA": str(home), "USERPROFILE": str(home)}
+    for name in ("CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    line = [sys.executable, "-c", QUIET, package.path]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "openvino.tools.ovc.telemetry_stub False []\n", (done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
 
 
