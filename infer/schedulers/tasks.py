@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,8 @@ def share_out(
     is true, no further item is taken, and this returns after the running ones. An error in `work` and the first Ctrl-C
     are raised after the running ones, too, and those are still heard.
     """
+    from dask.threaded import get
+
     done: deque[Any] = deque()
 
     def tell(*_task: Any) -> None:
@@ -39,12 +41,8 @@ def share_out(
     with ctrl_c_waits() as interrupted:
         try:
             with ThreadPoolExecutor(threads, thread_name_prefix="voidzoo") as pool:
-                for n, window in enumerate(_windows(items)):
+                for window in _windows(items):
                     task = _Next(work, deque(window), done.append, lambda: interrupted() or stopped())
-                    if n == 0:  # begun while dask is imported, which takes a twentieth of a second
-                        task.begin(pool)
-                    from dask.threaded import get
-
                     keys = [("item", i) for i in range(len(window))]
                     get(dict.fromkeys(keys, (task,)), keys, pool=pool, callbacks=listening)
                     if interrupted() or stopped():
@@ -75,20 +73,7 @@ class _Next:
         self.waiting = waiting
         self.done = done
         self.stopped = stopped
-        self.begun: deque[Future[None]] = deque()
-
-    def begin(self, pool: ThreadPoolExecutor) -> None:
-        """Do an item at once; the first call waits for that one."""
-        self.begun.append(pool.submit(self._do))
 
     def __call__(self) -> None:
-        try:
-            begun = self.begun.pop()
-        except IndexError:
-            self._do()
-        else:
-            begun.result()
-
-    def _do(self) -> None:
         if not self.stopped():
             self.done(self.work(self.waiting.popleft()))
