@@ -313,9 +313,9 @@ def test_libraries_that_were_loaded_in_vain_are_counted(tmp_path: Path, monkeypa
     x = micrograph(np.random.default_rng(), (2, 1100, 1200))
     memory = psutil.Process().memory_info().rss + LIBRARIES + 300_000_000
     settings: dict[str, Any] = {"axes": "zyx", "device": "cpu", "memory": memory}
-    monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, 0))
+    monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, None, 0))
     free = vz.plan(package, x, **settings)
-    monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, loaded))
+    monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, None, loaded))
     found = vz.plan(package, x, **settings)
     assert not found.runtime
     assert found.memory.process - free.memory.process == pytest.approx(loaded, abs=10_000_000)
@@ -331,7 +331,7 @@ def test_openvino_is_not_loaded_where_tiles_need_the_memory_more(
     x = micrograph(np.random.default_rng(), (2, 600, 700))
     free = psutil.Process().memory_info().rss + LIBRARIES
     asked = []
-    monkeypatch.setattr(runtimes, "_openvino", lambda *_: asked.append(1) or (None, 0))
+    monkeypatch.setattr(runtimes, "_openvino", lambda *_: asked.append(1) or (None, None, 0))
     vz.plan(package, x, axes="zyx", device="cpu", memory=free + int(3 * runtimes.LIBRARIES))
     assert not asked
     vz.plan(package, x, axes="zyx", device="cpu", memory=free + int(6 * runtimes.LIBRARIES))
