@@ -6,7 +6,7 @@ along an axis (2 for an output that is twice as fine, 1/2 for one that is half a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, lcm
@@ -90,6 +90,17 @@ class Geometry:
     def port(self, tensor: str) -> Port:
         """An input or output by its name in the package."""
         return next(p for p in (*self.inputs, *self.outputs) if p.id == tensor)
+
+    def feed_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """(n, c, *space) of every input, given that of the main one."""
+        found = []
+        for port in self.inputs:
+            if port.whole:
+                sizes = [(axis.size or axis.minimum) if (axis := port.tensor.axis(a)) else 1 for a in port.space]
+            else:
+                sizes = [int(shape[2 + self.space.index(a)] * port.ratio.get(a, 1)) for a in port.space]
+            found.append((shape[0], port.channels, *sizes))
+        return found
 
 
 def geometry(package: Package) -> Geometry:

@@ -249,6 +249,15 @@ class Plan:
         items = {prod(sizes) for sizes in product(*({span.size for span in self.spans[a]} for a in self.loops))}
         return len({n for count in items for n in (min(count, self.batch), count % self.batch) if n}) == 1
 
+    @cached_property
+    def run_shape(self) -> tuple[int, ...] | None:
+        """(n, c, *space) of the main input in every run of the network; None where runs differ."""
+        if not self.one_shape:
+            return None
+        items = prod(self.spans[a][0].size for a in self.loops)
+        space = (axis.tiles(self.spans[a][0], self.tile[a])[0].read.size for a, axis in self.model_axes.items())
+        return (min(items, self.batch), self.geometry.inputs[0].channels, *space)
+
     def block_spans(self, index: int) -> dict[str, Span]:
         """The spans of block number `index` (0 to n_blocks - 1, the last axis of `grid` running fastest)."""
         found: dict[str, Span] = {}

@@ -54,7 +54,7 @@ class Crew:
 
     def __init__(self, plan: Plan, session: Session | None = None) -> None:
         self.session = session or make_session(plan)
-        self.session.expect(one_shape=plan.one_shape)
+        self.session.expect(plan.run_shape)
         self.network = Network(plan, self.session)
         self.turn = self.session.turn
         self.tile: dict[str, int] = {}

@@ -31,7 +31,7 @@ def _core() -> Any:
 
 class OpenVinoNetwork:
     """A compiled network, float32 on the CPU. One run at a time. threads: that a run may use. one_shape: what is run
-    next is compiled for its shape, which takes a twentieth of a second, a third less memory and a twentieth less time
+    next is compiled for its shapes, which takes a twentieth of a second, a third less memory and a twentieth less time
     (docs/decisions/0012).
 
     Raises DependencyError without OpenVINO, PackageError for a graph that it cannot compile.
@@ -75,7 +75,7 @@ class OpenVinoNetwork:
     def _compiled(self, model: Any) -> Any:
         return _core().compile_model(model, "CPU", self._settings).create_infer_request()
 
-    def _fit(self, shapes: list[tuple[int, ...]]) -> None:
+    def fit(self, shapes: list[tuple[int, ...]]) -> None:
         """Compile for these shapes, or for any, if it is not so already."""
         wanted = shapes if self.one_shape else []
         if self._shapes in (shapes, wanted):
@@ -95,6 +95,6 @@ class OpenVinoNetwork:
         if missing := [name for i, name in enumerate(self.inputs) if i not in given]:
             raise PackageError(f"OpenVINO needs the input {', '.join(missing)}, too.", mend="--device cpu")
         feeds = [np.ascontiguousarray(given[i], kind) for i, kind in enumerate(self._kinds)]
-        self._fit([x.shape for x in feeds])
+        self.fit([x.shape for x in feeds])
         found = self._request.infer(feeds, share_inputs=True)
         return [found[i] for i in range(len(self.outputs))]

@@ -67,15 +67,7 @@ def probe(session: Session, shape: Sequence[int], seconds: float = 0.02) -> Prob
 def random_feeds(session: Session, shape: Sequence[int]) -> list[NDArray[Any]]:
     """Random tiles for all inputs, given the shape (n, c, *space) of the main one."""
     rng = np.random.default_rng(0)
-    space = session.geometry.space
-    found = []
-    for port in session.geometry.inputs:
-        if port.whole:
-            sizes = [(axis.size or axis.minimum) if (axis := port.tensor.axis(a)) else 1 for a in port.space]
-        else:
-            sizes = [int(shape[2 + space.index(a)] * port.ratio.get(a, 1)) for a in port.space]
-        found.append(rng.random((shape[0], port.channels, *sizes), dtype=np.float32))
-    return found
+    return [rng.random(sizes, dtype=np.float32) for sizes in session.geometry.feed_shapes(shape)]
 
 
 def _run(session: Session, x: Sequence[NDArray[Any]]) -> None:

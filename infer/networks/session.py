@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ...zoo.errors import DeviceError
 from ..geometry import Geometry, geometry
@@ -90,9 +93,27 @@ class Session:
             self._free.put(backend)
         return [p.canonical(y) for p, y in zip(self.geometry.outputs, found, strict=True)]
 
-    def expect(self, *, one_shape: bool) -> None:
-        """Whether all runs from now on are of one shape: OpenVINO lays out memory for it, and takes less."""
-        self._one_shape = one_shape
+    def expect(self, shape: Sequence[int] | None) -> None:
+        """That all runs from now on are of this shape (n, c, *space) of the main input; None: they may differ.
+
+        OpenVINO lays out its memory for it, and takes less. It begins to at once, beside what else is done before the
+        first run, which waits for it.
+        """
+        self._one_shape = shape is not None
+        if shape is not None and self.runtime == "openvino":
+            ports = self.geometry.inputs
+            blank = (np.broadcast_to(np.float32(0), sizes) for sizes in self.geometry.feed_shapes(shape))
+            declared = {self._keys[i]: ports[i].declared(x).shape for i, x in enumerate(blank)}
+            threading.Thread(target=self._fit, args=([declared[i] for i in sorted(declared)],), daemon=True).start()
+
+    def _fit(self, shapes: list[tuple[int, ...]]) -> None:
+        backend = self._free.get()
+        try:
+            backend.one_shape = True
+            with contextlib.suppress(Exception):  # the first run tries it again, and says what is wrong
+                backend.fit(shapes)
+        finally:
+            self._free.put(backend)
 
     @property
     def name(self) -> str:
