@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime before voidzoo, which sets it
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell without job control starts what runs in its background with Ctrl-C ignored, and children inherit that:
     # the tests that press Ctrl-C would wait for ever. A handler of Python's is the default again in a child.

@@ -78,7 +78,7 @@ class OpenVinoNetwork:
     def fit(self, shapes: list[tuple[int, ...]]) -> None:
         """Compile for these shapes, or for any, if it is not so already."""
         wanted = shapes if self.one_shape else []
-        if self._shapes in (shapes, wanted):
+        if self._request is not None and self._shapes in (shapes, wanted):
             return
         self._request = None  # its memory goes before more is taken
         model = self._model

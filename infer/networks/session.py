@@ -104,7 +104,7 @@ class Session:
             ports = self.geometry.inputs
             blank = (np.broadcast_to(np.float32(0), sizes) for sizes in self.geometry.feed_shapes(shape))
             declared = {self._keys[i]: ports[i].declared(x).shape for i, x in enumerate(blank)}
-            threading.Thread(target=self._fit, args=([declared[i] for i in sorted(declared)],), daemon=True).start()
+            threading.Thread(target=self._fit, args=([declared[i] for i in sorted(declared)],)).start()
 
     def _fit(self, shapes: list[tuple[int, ...]]) -> None:
         backend = self._free.get()

@@ -351,6 +351,27 @@ def test_a_network_compiled_for_one_shape_runs_others_too(tmp_path: Path) -> Non
         assert off(other.run([x])[0], reference.run([x])[0]) <= STD
 
 
+def test_a_shape_that_cannot_be_compiled_is_told_by_the_run_and_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = make_package(tmp_path / "p", depth=1)
+    session = Session(package, find_device("cpu"), runtime="openvino")
+    x = micrograph(np.random.default_rng(), (1, 1, 64, 48), "float32")
+    session.expect(x.shape)
+    before = session.run([x])[0]
+
+    def full(*_: Any) -> None:
+        raise MemoryError("full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(openvino_network.OpenVinoNetwork, "_compiled", full)
+        session.expect((1, 1, 96, 96))
+        with pytest.raises(MemoryError, match="full"):
+            session.run([micrograph(np.random.default_rng(), (1, 1, 96, 96), "float32")])
+    session.expect(x.shape)
+    assert np.array_equal(session.run([x])[0], before)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(1, 7), st.integers(40, 300), st.integers(40, 300)),
