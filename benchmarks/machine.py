@@ -16,9 +16,10 @@ LIBRARIES = (
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory in GB, system, and the GPU where a driver shows one."""
+    """Processor, its widest vectors, cores, memory in GB, system, and the GPU where a driver shows one."""
     found = {
         "processor": _of_proc("cpuinfo", "model name") or platform.processor(),
+        "vectors": _vectors(),
         "cores": cores(),
         "memory_gb": round(memory() / 1e9, 1) or None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -26,6 +27,12 @@ def machine() -> dict[str, Any]:
     }
     gpu = _gpu()
     return {**found, "gpu": gpu} if gpu else found
+
+
+def _vectors() -> str:
+    """AVX-512, AVX2 or nothing: a network runs two to three times as fast on the first as on the second."""
+    flags = _of_proc("cpuinfo", "flags").split()
+    return next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
 
 
 def cores() -> int:
