@@ -42,7 +42,7 @@ def once(clean: dict[str, np.ndarray[Any, Any]], seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         opened = [vz.open_image(x, axes="yx") for x in noisy.values()]
         start = time.perf_counter()
-        run = vz.train(vz.Recipe.n2v(opened, seed=seed), opened, Path(folder) / "run")
+        run = vz.train(vz.Recipe.guess("n2v", opened, seed=seed), opened, Path(folder) / "run")
         seconds = time.perf_counter() - start
         package = vz.export(run, Path(folder) / "model.zip")
         denoised = {n: vz.predict(package, x, axes="yx", device="cpu") for n, x in noisy.items()}

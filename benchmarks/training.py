@@ -43,7 +43,7 @@ def denoiser(path: Path, name: str, *, toy: bool) -> None:
                     "batch": 4}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = vz.train(
-            vz.Recipe.n2v(images, seed=SEED, **settings, **length), images, Path(folder) / "run", device="cpu"
+            vz.Recipe.guess("n2v", images, seed=SEED, **settings, **length), images, Path(folder) / "run", device="cpu"
         )
         vz.export(run, path, name=f"benchmark {name} trained")
 

@@ -29,8 +29,29 @@ CITE = {
         "text": "Krull et al. Noise2Void - learning denoising from single noisy images. CVPR 2019.",
         "doi": "10.1109/CVPR.2019.00223",
     },
+    "n2v2": {
+        "text": "Höck et al. N2V2 - fixing Noise2Void checkerboard artifacts with modified sampling strategies and a "
+        "tweaked network architecture. ECCV 2022 Workshops.",
+        "doi": "10.1007/978-3-031-25069-9_33",
+    },
+    "structn2v": {
+        "text": "Broaddus et al. Removing structured noise with self-supervised blind-spot networks. ISBI 2020.",
+        "doi": "10.1109/ISBI45749.2020.9098336",
+    },
+    "care": {
+        "text": "Weigert et al. Content-aware image restoration: pushing the limits of fluorescence microscopy. "
+        "Nature Methods 2018.",
+        "doi": "10.1038/s41592-018-0216-7",
+    },
 }
-TAGS = {"n2v": ["denoising", "image-restoration", "noise2void", "self-supervision"]}
+ALSO = {"n2v2": ("n2v",), "structn2v": ("n2v",)}
+"""Methods that a method stands on, cited with it."""
+TAGS = {
+    "n2v": ["denoising", "image-restoration", "noise2void", "self-supervision"],
+    "n2v2": ["denoising", "image-restoration", "noise2void", "n2v2", "self-supervision"],
+    "structn2v": ["denoising", "image-restoration", "noise2void", "structn2v", "self-supervision"],
+    "care": ["denoising", "image-restoration", "care"],
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,7 @@ def describe(
         "description": about.description or f"{method.upper()} denoiser, trained on {_images(run)}."[:512],
         "version": about.version,
         "authors": [{"name": author} for author in about.authors or ["unnamed author"]],
-        "cite": [CITE[method], CITE["unet"]],
+        "cite": [CITE[m] for m in (method, *ALSO.get(method, ()), "unet")],
         **({"license": about.licence} if about.licence else {}),
         "tags": [*TAGS[method], f"{dims}d", "unet", "onnx", "voidzoo", *about.tags],
         "documentation": "README.md",
@@ -176,12 +197,29 @@ It takes raw intensities and returns denoised intensities on the same scale: do 
 
 ## Validation
 
-{info["split"]["rule"]}. After {info["epochs_done"]} epochs the smallest mean squared error at hidden pixels of the
-held-out part was {info["best_val_loss"]:.4g} variances of the image (epoch {info["best_epoch"]}).
-It is measured against noisy pixels, so its floor is the variance of the noise.
+{info["split"]["rule"]}. After {info["epochs_done"]} epochs the smallest {_loss(run)} of the
+held-out part was {info["best_val_loss"]:.4g} {_unit(run)} of the image (epoch {info["best_epoch"]}).
+{_floor(run)}
 
 Made with voidzoo {__version__}. `voidzoo predict THIS.zip IMAGE -o OUT.ome.zarr`
 """
+
+
+def _loss(run: Run) -> str:
+    kind = "mean squared error" if run.recipe.loss == "mse" else "mean absolute error"
+    return kind if run.recipe.method == "care" else f"{kind} at hidden pixels"
+
+
+def _unit(run: Run) -> str:
+    return "variances" if run.recipe.loss == "mse" else "standard deviations"
+
+
+def _floor(run: Run) -> str:
+    if run.recipe.method == "care":
+        return (
+            "It is measured against held-out partners; where they are noisy, its floor is the variance of their noise."
+        )
+    return "It is measured against noisy pixels, so its floor is the variance of the noise."
 
 
 def _images(run: Run) -> str:

@@ -27,17 +27,22 @@ class RawToDenoised(nn.Module):  # type: ignore[misc]
     x: float32 (b, c, [z], y, x), raw intensities -> float32, same shape, denoised intensities.
     """
 
-    def __init__(self, network: Any, normalisation: Normalisation, dims: int) -> None:
-        """`normalisation`: one mean and std a channel, in raw intensities."""
+    def __init__(
+        self, network: Any, normalisation: Normalisation, dims: int, target: Normalisation | None = None
+    ) -> None:
+        """`normalisation`: one mean and std a channel, in raw intensities. target: that of the result, if another."""
         super().__init__()
         shape = (1, len(normalisation.mean), *(1 for _ in range(dims)))
-        self.register_buffer("mean", torch.tensor(normalisation.mean, dtype=torch.float32).reshape(shape))
-        self.register_buffer("std", torch.tensor(normalisation.std, dtype=torch.float32).reshape(shape))
+        target = target or normalisation
+        for name, values in (
+            ("mean", normalisation.mean), ("std", normalisation.std), ("mean_out", target.mean), ("std_out", target.std)
+        ):  # fmt: skip
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(shape))
         self.network = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float32 (b, c, [z], y, x) -> the same shape."""
-        return self.network((x - self.mean) / self.std) * self.std + self.mean
+        return self.network((x - self.mean) / self.std) * self.std_out + self.mean_out
 
 
 def to_onnx(network: RawToDenoised, channels: int, space: str, sizes: dict[str, int]) -> bytes:

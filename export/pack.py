@@ -81,7 +81,7 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
     from ..trainers.networks.unet import geometry
 
     rules = axis_rules(geometry(run.info["network"]))
-    network = RawToDenoised(run.network(which), run.normalisation, len(rules)).eval()
+    network = RawToDenoised(run.network(which), run.normalisation, len(rules), run.target_normalisation).eval()
     channels = channel_ids(run.info["channels"])
     onnx = to_onnx(network, len(channels), "".join(rules), {a: r.minimum for a, r in rules.items()})
     test_input = test_tensor(run.validation, rules)

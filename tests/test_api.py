@@ -35,7 +35,7 @@ def test_the_way_of_the_manual(
     tifffile.imwrite(tmp_path / "a.tif", micrograph(np.random.default_rng(), (96, 110)))
     image = vz.open_image(tmp_path / "a.tif", pixel_size=(0.5, 0.25))
     seen: list[object] = []
-    recipe = vz.Recipe.n2v(image, **{**SETTINGS, "patch": [32, 32]})
+    recipe = vz.Recipe.guess("n2v", image, **{**SETTINGS, "patch": [32, 32]})
     run = vz.train(recipe, image, tmp_path / "run", watch=seen.append, device="cpu")
     assert [type(e).__name__ for e in seen] == ["TrainingStarted", "EpochDone", "TrainingDone"]
     assert len(run.losses) == 1

@@ -32,7 +32,7 @@ def test_every_command_and_snippet_runs(page: str, tmp_path: Path) -> None:
         assert lines, text
         for line in lines:
             if kind == "python":
-                code = line.replace("Recipe.n2v(image)", f"Recipe.n2v(image, {SHORT})")
+                code = line.replace('"n2v", image)', f'"n2v", image, {SHORT})')
                 command = [sys.executable, "-c", code]
             else:
                 assert line.startswith("voidzoo "), line

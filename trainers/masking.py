@@ -1,18 +1,18 @@
-"""Blind spots: which pixels are hidden from the network, and what it is shown instead (Krull et al. 2019)."""
+"""Blind spots: which pixels are hidden from the network (Krull et al. 2019), and which neighbours with them
+(Broaddus et al. 2020)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil, prod
 
 import torch
 from torch import Tensor
 
-Manipulator = Callable[[Tensor, Tensor, tuple[int, ...], int, torch.Generator], Tensor]
-"""flat float32 (n, pixels), points int64 (n, k, axes), shape, radius, generator -> replacements float32 (n, k).
+from .blind import BlindMask
+from .manipulators import MANIPULATORS, Windows, ravel
 
-It reads the unmodified patch only; what it returns is written afterwards.
-"""
+FILL = 2.0
+"""Hidden neighbours get uniform random values from -FILL to FILL (normalised pixels: standard deviations)."""
 
 
 def hide(
@@ -22,21 +22,32 @@ def hide(
     percent: float,
     radius: int = 5,
     manipulator: str = "uniform_withCP",
+    blind: BlindMask | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Hide pixels. x: float32 (b, c, [z], y, x) -> (hidden, mask), same shape; mask True where hidden.
+    """Hide pixels. x: float32 (b, c, [z], y, x), normalised -> (hidden, mask), same shape; mask True where asked for.
 
-    Each item of the batch and each channel gets its own pixels. `generator` must live on the device of x.
-    Raises KeyError for an unknown manipulator. Source: Krull et al. 2019, section 3.3 (stratified sampling).
+    Each item of the batch and each channel gets its own pixels. With a blind mask their neighbours in it are hidden
+    too, by random values that tell nothing, and are not asked for; neighbours outside of the patch are dropped, and
+    a pixel that another one's mask hides stays asked for. `generator` must live on the device of x.
+    Raises KeyError for an unknown manipulator. Source: Krull et al. 2019, section 3.3 (stratified sampling);
+    Broaddus et al. 2020, section 2.
     """
     shape = tuple(x.shape[2:])
-    flat = x.reshape(x.shape[0] * x.shape[1], prod(shape))
+    pixels = prod(shape)
+    flat = x.reshape(x.shape[0] * x.shape[1], pixels)
     points, inside = stratified(flat.shape[0], shape, percent, generator)
-    values = MANIPULATORS[manipulator](flat, points, shape, radius, generator)
-    index = _ravel(points, shape)
-    index = torch.where(inside, index, prod(shape))  # one spare place behind the patch takes what fell outside
-    index = _first_only(index, prod(shape))
+    offsets = None if blind is None else torch.from_numpy(blind.offsets).to(x.device)
+    values = MANIPULATORS[manipulator](Windows(flat, points, shape, radius, offsets), generator)
+    values = torch.where(values.isnan(), _noise(values, generator), values)
+    index = torch.where(
+        inside, ravel(points, shape), pixels
+    )  # one spare place behind the patch takes what fell outside
+    index = _first_only(index, pixels)
     hidden = torch.cat([flat, flat.new_zeros(flat.shape[0], 1)], dim=1).scatter_(1, index, values)
     mask = torch.zeros(hidden.shape, dtype=torch.bool, device=x.device).scatter_(1, index, True)
+    if offsets is not None:
+        covered = _neighbours(points, index, offsets, shape)
+        hidden = torch.where(covered, _noise(hidden, generator), hidden)
     return hidden[:, :-1].reshape(x.shape), mask[:, :-1].reshape(x.shape)
 
 
@@ -57,74 +68,34 @@ def stratified(count: int, shape: tuple[int, ...], percent: float, generator: to
     return points.minimum(size - 1), (points < size).all(dim=2)
 
 
-def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over hidden pixels, summed in float32 over the whole batch; 0 when none is hidden.
+def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, kind: str = "mse") -> Tensor:
+    """Mean squared (`mse`) or absolute (`mae`) error over the pixels asked for, in float32 over the whole batch.
 
-    prediction, target: (b, c, [z], y, x); mask: bool, same shape. Source: Krull et al. 2019, equation 8.
+    0 when none is asked for. prediction, target: (b, c, [z], y, x); mask: bool, same shape.
+    Source: Krull et al. 2019, equation 8.
     """
     m = mask.float()
-    return (m * (prediction.float() - target.float()) ** 2).sum() / m.sum().clamp(min=1.0)
+    off = prediction.float() - target.float()
+    return (m * (off.abs() if kind == "mae" else off.square())).sum() / m.sum().clamp(min=1.0)
 
 
-def _uniform_with_centre(
-    flat: Tensor, points: Tensor, shape: tuple[int, ...], radius: int, generator: torch.Generator
-) -> Tensor:
-    """Any pixel of the window, the centre included (1 of 121 in 2D stays as it is, and counts in the loss)."""
-    low, window = _window(points, shape, radius)
-    count = window.prod(dim=2)
-    pick = _below(count, generator)
-    return flat.gather(1, _ravel(low + _unravel(pick, window), shape))
+def _neighbours(points: Tensor, index: Tensor, offsets: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Where the masks around the hidden pixels reach, without the pixels themselves. -> bool (n, pixels + 1).
+
+    index: places of the points, the spare one for those that are not hidden.
+    """
+    around = offsets[(offsets != 0).any(dim=1)]
+    place = points[:, :, None] + around  # (n, k, m, axes)
+    inside = ((place >= 0) & (place < torch.tensor(shape, device=place.device))).all(dim=3)
+    pixels = prod(shape)
+    inside &= (index < pixels)[..., None]
+    where = torch.where(inside, ravel(place, shape), pixels).flatten(1)
+    covered = torch.zeros((points.shape[0], pixels + 1), dtype=torch.bool, device=place.device)
+    return covered.scatter_(1, where, True)
 
 
-def _uniform_without_centre(
-    flat: Tensor, points: Tensor, shape: tuple[int, ...], radius: int, generator: torch.Generator
-) -> Tensor:
-    """Any pixel of the window but the centre (a window of one pixel has only that)."""
-    low, window = _window(points, shape, radius)
-    count = window.prod(dim=2)
-    pick = _below((count - 1).clamp(min=1), generator)
-    offset = points - low
-    centre = offset[..., 0]
-    for axis in range(1, len(shape)):
-        centre = centre * window[..., axis] + offset[..., axis]
-    pick = torch.where(pick >= centre, (pick + 1).minimum(count - 1), pick)  # skip over the centre
-    return flat.gather(1, _ravel(low + _unravel(pick, window), shape))
-
-
-MANIPULATORS: dict[str, Manipulator] = {
-    "uniform_withCP": _uniform_with_centre,
-    "uniform_withoutCP": _uniform_without_centre,
-}
-
-
-def _window(points: Tensor, shape: tuple[int, ...], radius: int) -> tuple[Tensor, Tensor]:
-    """The windows around points, cropped at the patch's border -> (first pixel, sides), int64 (n, k, axes)."""
-    low = (points - radius).clamp(min=0)
-    high = (points + radius).minimum(torch.tensor(shape, device=points.device) - 1)
-    return low, high - low + 1
-
-
-def _below(count: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform whole numbers from 0 to count - 1, int64, one an entry of `count`."""
-    u = torch.rand(count.shape, generator=generator, device=count.device)
-    return (u * count).long().minimum(count - 1)
-
-
-def _unravel(pick: Tensor, window: Tensor) -> Tensor:
-    """Flat positions within windows -> int64 (n, k, axes), last axis fastest."""
-    parts = []
-    for axis in reversed(range(window.shape[2])):
-        parts.append(pick % window[..., axis])
-        pick = pick // window[..., axis]
-    return torch.stack(parts[::-1], dim=2)
-
-
-def _ravel(points: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """int64 (n, k, axes) -> flat positions in a patch of `shape`, int64 (n, k)."""
-    flat = points[..., 0]
-    for axis in range(1, len(shape)):
-        flat = flat * shape[axis] + points[..., axis]
-    return flat
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (torch.rand(like.shape, generator=generator, device=like.device) * 2 - 1) * FILL
 
 
 def _first_only(index: Tensor, spare: int) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..zoo.dihedral import group
 from ..zoo.errors import RecipeError, nearest
 from ..zoo.image import Image
-from .patches import largest_patch, shape_of
+from .blind import LEGAL, BlindMask
+from .split import largest_patch, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +28,22 @@ def setting(default: Any, meaning: str, legal: str, **limits: Any) -> Any:
     return Field(default, description=meaning, json_schema_extra={"legal": legal}, **limits)
 
 
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "n2v": ("Noise2Void, Krull et al. 2019: a denoiser from noisy images alone", {}),
+    "n2v2": (
+        "N2V2, Höck et al. 2022: the same without its checkerboards",
+        {"pooling": "blur", "top_skip": False, "manipulator": "median"},
+    ),
+    "structn2v": (
+        "StructN2V, Broaddus et al. 2020: where neighbouring pixels share their noise",
+        {"manipulator": "uniform_withoutCP"},
+    ),
+    "care": (
+        "CARE, Weigert et al. 2018, Noise2Noise, Lehtinen et al. 2018: from pairs with a clean or a second noisy image",
+        {},
+    ),
+}
+"""What each method is, and where its defaults differ."""
 COUNT = "a whole number from 1"
 SIDES = "one whole number for each spatial axis, e.g. [64, 64] or [16, 64, 64]"
 
@@ -32,12 +51,14 @@ SIDES = "one whole number for each spatial axis, e.g. [64, 64] or [16, 64, 64]"
 class Recipe(BaseModel):
     """How to train. Unknown keys and impossible values are refused with RecipeError, never with a traceback.
 
-    `Recipe.n2v(image)` guesses every setting from the image; `with_settings` changes some of them.
+    `Recipe.guess("n2v", image)` guesses every setting from the image; `with_settings` changes some of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    method: Literal["n2v"] = setting("n2v", "what is learnt: n2v (Noise2Void, Krull et al. 2019)", "n2v")
+    method: Literal["n2v", "n2v2", "structn2v", "care"] = setting(
+        "n2v", "what is learnt: n2v, n2v2, structn2v or care", "n2v, n2v2, structn2v or care"
+    )
     dims: Literal[2, 3] = setting(2, "2: planes (y x), 3: volumes (z y x)", "2 or 3")
     patch: tuple[int, ...] = setting((64, 64), "pixels of a training patch, [z], y, x", SIDES)
     batch: int = setting(8, "patches in one step", COUNT, ge=1)
@@ -64,10 +85,16 @@ class Recipe(BaseModel):
         1.5, "percent of the pixels of a patch that are hidden in each step", "above 0, at most 50", gt=0, le=50
     )
     mask_radius: int = setting(5, "hidden pixels are replaced by one at most this far away (pixels)", COUNT, ge=1)
-    manipulator: Literal["uniform_withCP", "uniform_withoutCP"] = setting(
+    manipulator: Literal["uniform_withCP", "uniform_withoutCP", "median", "mean", "normal_fitted"] = setting(
         "uniform_withCP",
-        "how they are replaced: by any pixel nearby, the pixel itself included (withCP) or not (withoutCP)",
-        "uniform_withCP or uniform_withoutCP",
+        "by what: any pixel nearby, itself included (withCP) or not (withoutCP), their median or mean, or a draw from "
+        "the normal distribution that they follow",
+        "uniform_withCP, uniform_withoutCP, median, mean or normal_fitted",
+    )
+    blind_mask: list[Any] | None = setting(
+        None,
+        "structn2v: the neighbours that share a pixel's noise and are hidden with it; `voidzoo noise` finds it",
+        LEGAL,
     )
     depth: int = setting(2, "poolings of the U-Net", "a whole number from 1 to 5", ge=1, le=5)
     filters: int = setting(32, "channels of its first level; they double with every pooling", COUNT, ge=1)
@@ -75,11 +102,21 @@ class Recipe(BaseModel):
     pool: tuple[int, ...] = setting(
         (2, 2), "what it pools by, [z], y, x; 1 leaves an axis alone", "1 or 2, one an axis"
     )
+    pooling: Literal["max", "blur"] = setting(
+        "max", "how it pools: the maximum, or blurred before it is subsampled (N2V2)", "max or blur"
+    )
+    top_skip: bool = setting(True, "whether its first level is connected to its last (N2V2: not)", "true or false")
     residual: bool = setting(False, "the network predicts what to add to its input", "true or false")
-    loss: Literal["mse"] = setting("mse", "mean squared error over the hidden pixels", "mse")
-    augment: bool = setting(True, "turn and mirror patches at random in y and x", "true or false")
-    channels: Literal["independent"] = setting(
-        "independent", "every channel has a network of its own, so that none leaks into another", "independent"
+    loss: Literal["mse", "mae"] = setting(
+        "mse", "mean squared or absolute error, over the hidden pixels or, for care, over all", "mse or mae"
+    )
+    augment: bool = setting(
+        True, "turn and mirror patches at random in y and x, as far as the blind mask stays the same", "true or false"
+    )
+    channels: Literal["independent", "shared"] = setting(
+        "independent",
+        "independent: every channel has a network of its own, so that none leaks into another; shared: one for all",
+        "independent or shared",
     )
     validation: float = setting(
         0.1, "share of the pixels that is held out: whole files, planes or a strip", "from 0.01 to 0.5", ge=0.01, le=0.5
@@ -111,6 +148,17 @@ class Recipe(BaseModel):
                 values[key] = (1,) * (dims - 2) + (value, value) if key == "pool" else (value,) * dims
         return values
 
+    @field_validator("blind_mask", mode="before")
+    @classmethod
+    def _blind_mask_as_lists(cls, given: Any) -> Any:
+        """ "1x9", lists, their JSON or an array -> lists without empty edges."""
+        if given is None:
+            return None
+        try:
+            return BlindMask.of(given).lists()
+        except ValueError as error:
+            raise ValueError(f"blind_mask|{error}") from None
+
     @model_validator(mode="after")
     def _axes_agree(self) -> Self:
         for key in ("patch", "kernel", "pool"):
@@ -130,21 +178,55 @@ class Recipe(BaseModel):
                 raise ValueError(f"patch|{side} is not a multiple of {step}: use {legal}")
         return self
 
+    @model_validator(mode="after")
+    def _mask_fits_method(self) -> Self:
+        blind = self.blind
+        if (self.method == "structn2v") != (blind is not None):
+            raise ValueError(
+                f"blind_mask|{self.method} hides single pixels (structn2v takes a mask)"
+                if blind
+                else "blind_mask|structn2v needs one (`voidzoo noise IMAGE` proposes one)"
+            )
+        if blind is not None and blind.dims != self.dims:
+            raise ValueError(f"blind_mask|has {blind.dims} axes, the network {self.dims}")
+        if blind is not None and any(b > p for b, p in zip(blind.hidden.shape, self.patch, strict=True)):
+            raise ValueError(f"blind_mask|{'x'.join(map(str, blind.hidden.shape))} is larger than a patch")
+        return self
+
+    @property
+    def blind(self) -> BlindMask | None:
+        """The blind mask, None where single pixels are hidden."""
+        return None if self.blind_mask is None else BlindMask.of(self.blind_mask)
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """How patches may be turned and mirrored (codes of zoo.dihedral): so that noise keeps its direction."""
+        if not self.augment:
+            return (0,)
+        blind = self.blind
+        return group(None if blind is None else blind.hidden, square=self.patch[-1] == self.patch[-2])
+
     @property
     def step(self) -> tuple[int, ...]:
         """What sides must be multiples of, one a spatial axis."""
         return tuple(int(p) ** self.depth for p in self.pool)
 
     @classmethod
-    def n2v(cls, image: Image | Sequence[Image], **overrides: Any) -> Self:
-        """Noise2Void for an image or several; what is not given is guessed from them.
+    def guess(cls, method: str, image: Image | Sequence[Image], **overrides: Any) -> Self:
+        """A recipe for a method of METHODS and an image or several; what is not given is guessed from them.
 
-        3D from VOLUME z planes on; the patch shrinks where an image holds no larger one beside its validation strip.
-        Raises RecipeError for an unknown or impossible setting, AxesError for dims 3 without z.
+        3D from VOLUME z planes on, or as the blind mask is; the patch shrinks where an image holds no larger one beside
+        its validation strip. Raises RecipeError for an unknown or impossible setting, AxesError for dims 3 without z.
         """
+        if method not in METHODS:
+            raise RecipeError(f"there is no method {method!r}{nearest(method, METHODS)}.", mend=", ".join(METHODS))
         images = [image] if isinstance(image, Image) else list(image)
         deep = min((i.size("z") for i in images), default=1)
-        settings: dict[str, Any] = {"method": "n2v", "dims": 3 if deep >= VOLUME else 2} | overrides
+        dims = 3 if deep >= VOLUME else 2
+        if overrides.get("blind_mask") is not None:
+            with contextlib.suppress(ValueError):  # refused below, in the words of the recipe
+                dims = BlindMask.of(overrides["blind_mask"]).dims
+        settings: dict[str, Any] = {"method": method, "dims": dims} | METHODS[method][1] | overrides
         first = cls(**settings)
         if first.dims == 3:
             guess = {"batch": 2, "steps": 20, "filters": 16}
@@ -199,12 +281,12 @@ def _refusal(error: ValidationError) -> RecipeError:
         return RecipeError(
             f"a recipe has no setting {key!r}{nearest(key, fields)}.", mend=f"settings: {', '.join(fields)}"
         )
-    if first["loc"]:
+    if first["loc"] and first["type"] != "value_error":
         key, detail, value = str(first["loc"][0]), "", first["input"]
         if len(first["loc"]) > 1:
             detail = f"{value!r} is not a whole number"
         shown = detail or repr(value)
-    else:  # raised by _axes_agree, as "setting|detail"
+    else:  # raised by a validator, as "setting|detail"
         key, _, detail = str(first["ctx"]["error"]).partition("|")
         shown = detail or "not possible"
     extra: Any = fields[key].json_schema_extra

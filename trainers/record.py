@@ -52,6 +52,12 @@ class Run:
         return Normalisation(tuple(n["mean"]), tuple(n["std"]))
 
     @property
+    def target_normalisation(self) -> Normalisation:
+        """That of what the network predicts: of the partners for care, else of the images themselves."""
+        n = self.info.get("target_normalisation", self.info["normalisation"])
+        return Normalisation(tuple(n["mean"]), tuple(n["std"]))
+
+    @property
     def state(self) -> str:
         """`running` (or killed), `stopped` or `done`."""
         return str(self.info["state"])
@@ -249,7 +255,7 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     was, now = (str(info.get("device", "cpu")).split(":")[0].split()[0] for info in (old, new))
     if was != now and old["state"] != "done":  # random numbers of one kind of device cannot be continued on another
         raise OutputError(f"{folder} was begun on {was}, not on {now}.", mend=f"--device {was}, or another folder")
-    for part in ("images", "normalisation"):
+    for part in ("images", "normalisation", "targets", "target_normalisation"):
         if old.get(part) != new.get(part):
             names = ", ".join(i["name"] for i in old.get("images", []))
             raise OutputError(f"{folder} was begun with other images: {names}.", where=f"the {part} differ", mend=mend)

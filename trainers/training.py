@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from ..zoo.axes import describe
-from ..zoo.errors import AxesError, DeviceError
+from ..zoo.errors import AxesError, DeviceError, RecipeError, SizeError
 from ..zoo.image import Image
+from ..zoo.memory import kept
 from ..zoo.normalise import Normalisation, Statistics
 from ..zoo.pictures import contrast
-from . import n2v
+from . import denoisers
 from .loop import TrainingDone, TrainingStarted, fit, start
 from .networks.unet import geometry, parameter_count
-from .patches import Box, Patches, Split, load, raw_sample, sample_axes, shape_of, split, validation_batches
+from .patches import Patches, load, raw_sample, validation_batches
 from .recipe import Recipe
 from .record import Recorder, Run
+from .split import Box, Split, sample_axes, shape_of, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from .loop import Watch
 
 
-METHODS = {"n2v": n2v}
-"""A method is a module with `network(recipe, channels)` and `loss(recipe)`."""
+LOSSES = {"n2v": denoisers.n2v, "n2v2": denoisers.n2v, "structn2v": denoisers.n2v, "care": denoisers.care}
+"""What a method's batch costs: recipe -> loss."""
 PATCH_2D = (128, 192)
 PATCH_3D = (16, 64, 96)
 
@@ -44,19 +46,22 @@ def train(
     *,
     watch: Watch | None = None,
     device: str = "auto",
+    targets: Image | Sequence[Image] | None = None,
 ) -> Run:
     """Train on an image or several (same channels) and write everything into `folder`; without recipe: n2v, guessed.
 
+    targets: for `care`, the clean or second noisy partner of each image, in their order and of their shape.
     The same call again continues a training that was stopped or killed, and returns one that is done. `watch` gets
     TrainingStarted, EpochDone (after the epoch is on disk) and TrainingDone.
     Raises SizeError, ValuesError or AxesError for images that cannot be trained on, OutputError for a folder that
     is taken, DeviceError for a device that is not there, TrainingError for a loss that is not finite.
     """
     images = [image] if isinstance(image, Image) else list(image)
-    recipe = recipe or Recipe.n2v(images)
+    recipe = recipe or Recipe.guess("n2v", images)
     watch = watch or (lambda _: None)
     where = choose_device(device)
     _same_channels(images)
+    partners = _partners(recipe, images, targets)
 
     parts = split(
         [shape_of(i, recipe.dims) for i in images],
@@ -67,28 +72,41 @@ def train(
         names=[i.name for i in images],
     )
     normalisation, left_out = _fit_normalisation(images, parts, recipe)
+    target_normalisation = _fit_normalisation(partners, parts, recipe)[0] if partners else None
 
-    method = METHODS[recipe.method]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = method.network(recipe, images[0].size("c"))
+        network = denoisers.network(recipe, images[0].size("c"))
     recorder = Recorder(
         folder,
         recipe,
-        _describe(recipe, images, parts, normalisation=normalisation, left_out=left_out, network=network, device=where),
+        _describe(
+            recipe,
+            images,
+            parts,
+            partners=partners,
+            normalisation=normalisation,
+            target_normalisation=target_normalisation,
+            left_out=left_out,
+            network=network,
+            device=where,
+        ),
     )
     if recorder.done:
         return recorder.run
 
     tensors = [load(i, recipe.dims, normalisation) for i in images]
     recorder.info["intensity_range"] = _intensity_range(tensors, normalisation)
+    if target_normalisation:
+        pairs = zip(tensors, (load(i, recipe.dims, target_normalisation) for i in partners), strict=True)
+        tensors = [torch.cat(pair, dim=1) for pair in pairs]
     recorder.begin(recipe, _validation_patch(images, parts, recipe))
     tensors = [t.to(where) for t in tensors]
     network = network.to(where, memory_format=torch.channels_last if recipe.dims == 2 else torch.channels_last_3d)
     state = start(network, recipe, where)
     if recorder.resumed is not None:
         state.restore(recorder.resumed)
-    patches = Patches(tensors, parts.train, recipe.patch, state.patches, recipe.augment)
+    patches = Patches(tensors, parts.train, recipe.patch, state.patches, recipe.turns)
     validation = validation_batches(tensors, parts.validation, recipe.patch, recipe.step, recipe.batch)
 
     watch(
@@ -97,19 +115,23 @@ def train(
         )
     )
     try:
-        fit(state, method.loss(recipe), patches, validation, recipe, save=recorder.save, watch=watch)
+        with kept():
+            fit(state, LOSSES[recipe.method](recipe), patches, validation, recipe, save=recorder.save, watch=watch)
     except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
         recorder.end("stopped")
         raise
-    run = recorder.end("done", lambda net, raw: denoise(net, normalisation, raw))
+    run = recorder.end("done", lambda net, raw: denoise(net, normalisation, raw, target_normalisation))
     info = run.info
     watch(TrainingDone(str(folder), len(run.losses), info["best_epoch"], info["best_val_loss"], info["seconds"]))
     return run
 
 
-def denoise(network: Any, normalisation: Normalisation, pixels: NDArray[Any]) -> NDArray[np.float32]:
+def denoise(
+    network: Any, normalisation: Normalisation, pixels: NDArray[Any], target_normalisation: Normalisation | None = None
+) -> NDArray[np.float32]:
     """The whole image through the network at once. (c, [z], y, x) of any dtype -> float32 grey values, same shape.
 
+    target_normalisation: of the partners that the network was trained to predict, if they are not the image itself.
     The image is extended at the end of each axis (mirrored) to a multiple of the network's step, and cropped back.
     """
     steps = [g.step for g in geometry(network.config()).values()]
@@ -121,7 +143,9 @@ def denoise(network: Any, normalisation: Normalisation, pixels: NDArray[Any]) ->
     with torch.inference_mode():
         y = network(torch.from_numpy(x)[None].to(device))[0].cpu().numpy()
     network.train(training)
-    return normalisation.invert(y[tuple(slice(0, n) for n in (y.shape[0], *pixels.shape[1:]))])
+    return (target_normalisation or normalisation).invert(
+        y[tuple(slice(0, n) for n in (y.shape[0], *pixels.shape[1:]))]
+    )
 
 
 def choose_device(word: str) -> torch.device:
@@ -161,6 +185,31 @@ def _same_channels(images: Sequence[Image]) -> None:
             "one model is trained on images with the same channels.",
             where=f"{other.name} is {describe(other.axes, other.shape)}",
         )
+
+
+def _partners(recipe: Recipe, images: Sequence[Image], targets: Image | Sequence[Image] | None) -> Sequence[Image]:
+    """The targets that belong to the images, in their order. Raises RecipeError and SizeError where they do not."""
+    given = [targets] if isinstance(targets, Image) else list(targets or ())
+    if (recipe.method == "care") != bool(given):
+        raise RecipeError(
+            f"{recipe.method} learns from the images alone; it takes no target."
+            if given
+            else "care learns from pairs: each image needs its clean or second noisy partner.",
+            mend="voidzoo train care NOISY --target CLEAN -o RUN",
+        )
+    if given and len(given) != len(images):
+        raise RecipeError(
+            f"{len(images)} images and {len(given)} targets are no pairs.",
+            mend="one --target for each image, in its order",
+        )
+    for image, target in zip(images, given, strict=False):
+        if (image.axes, image.shape) != (target.axes, target.shape):
+            raise SizeError(
+                f"{target.name} is {describe(target.axes, target.shape)}, "
+                f"but {image.name} is {describe(image.axes, image.shape)}.",
+                mend="a target of the same field, channels and size",
+            )
+    return given
 
 
 def _regions(image: Image, box: Box, dims: int) -> list[dict[str, slice]]:
@@ -243,7 +292,9 @@ def _describe(
     images: Sequence[Image],
     parts: Split,
     *,
+    partners: Sequence[Image],
     normalisation: Normalisation,
+    target_normalisation: Normalisation | None,
     left_out: tuple[int, ...],
     network: Any,
     device: torch.device,
@@ -257,20 +308,21 @@ def _describe(
         "device": str(device) if device.type == "cpu" else f"{device} {_device_name(device)}",
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "images": [
-            {
-                "name": i.name,
-                "axes": i.axes,
-                "shape": list(i.shape),
-                "dtype": str(i.dtype),
-                "pixel_size": asdict(i.pixel_size),
-                "channels": list(i.channel_names()),
-            }
-            for i in images
-        ],
+        "images": [_facts(i) for i in images],
         "channels": list(images[0].channel_names()),
         "pixel_size": asdict(images[0].pixel_size),
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
+        **(
+            {
+                "targets": [_facts(i) for i in partners],
+                "target_normalisation": {
+                    "mean": list(target_normalisation.mean),
+                    "std": list(target_normalisation.std),
+                },
+            }
+            if target_normalisation
+            else {}
+        ),
         "left_out": list(left_out),
         "network": config,
         "parameters": parameter_count(network),
@@ -280,6 +332,17 @@ def _describe(
             "train": [b.describe(axes) for b in parts.train],
             "validation": [b.describe(axes) for b in parts.validation],
         },
+    }
+
+
+def _facts(image: Image) -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "axes": image.axes,
+        "shape": list(image.shape),
+        "dtype": str(image.dtype),
+        "pixel_size": asdict(image.pixel_size),
+        "channels": list(image.channel_names()),
     }
 
 

@@ -42,18 +42,22 @@ def train(
     device: str = "auto",
     axes: str | None = None,
     pixel_size: Mapping[str, float] | Sequence[float] | None = None,
+    targets: Any = (),
 ) -> Run:
     """Train on one image or a list (paths, arrays, Images) into a run folder; recipe None: N2V with guessed settings.
 
-    The same call again continues a run that was cut off. axes, pixel_size: as in `open_image`.
+    targets: for `care`, the clean or second noisy partner of each image. The same call again continues a run that was
+    cut off. axes, pixel_size: as in `open_image`.
     Raises DependencyError without torch; RecipeError, SizeError, ValuesError, AxesError, OutputError, DeviceError.
     """
     need_torch("train")
     from .trainers.training import train as run_training
 
-    many = images if isinstance(images, list | tuple) else [images]
-    opened = [open_image(i, axes=axes, pixel_size=pixel_size) for i in many]
-    return run_training(recipe, opened, folder, watch=watch, device=device)
+    opened, partners = (
+        [open_image(i, axes=axes, pixel_size=pixel_size) for i in (g if isinstance(g, list | tuple) else [g])]
+        for g in (images, targets)
+    )
+    return run_training(recipe, opened, folder, watch=watch, device=device, targets=partners)
 
 
 def need_torch(verb: str) -> None:

@@ -29,6 +29,9 @@ class Method(StrEnum):
     """The methods that can be trained."""
 
     n2v = "n2v"
+    n2v2 = "n2v2"
+    structn2v = "structn2v"
+    care = "care"
 
 
 @app.command()
@@ -47,6 +50,12 @@ def train(
     method: Method,
     data: Annotated[list[str], typer.Argument(help="Images, or folders of TIFFs.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="care: the clean or second noisy partner of each image, in their order.")
+    ] = None,
+    blind_mask: Annotated[
+        str | None, typer.Option(metavar="1x9", help="structn2v: which neighbours share a pixel's noise, y x x.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.yaml, e.g. of another run.")] = None,
     epochs: Annotated[int | None, typer.Option(help="How often all patches are seen.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
@@ -62,12 +71,14 @@ def train(
     """Train a denoiser on your images. The same command again continues."""
     from .verbs import train as run
 
-    settings = {**dict(map(_pair, setting or [])), **({} if epochs is None else {"epochs": epochs})}
+    named = {"epochs": epochs, "blind_mask": blind_mask}
+    settings = {**dict(map(_pair, setting or [])), **{k: v for k, v in named.items() if v is not None}}
     if allow_nan:
         settings["allow_nan"] = True
     run(
         method.value,
         data,
+        target or [],
         out,
         recipe,
         settings,

@@ -83,8 +83,8 @@ def _spaced(sizes: dict[str, int]) -> str:
 
 
 def train(
-    method: str, data: list[str], out: Path, recipe_file: Path | None, settings: dict[str, Any], how: dict[str, Any],
-    device: str, watch: Callable[[Any], None],
+    method: str, data: list[str], targets: list[str], out: Path, recipe_file: Path | None, settings: dict[str, Any],
+    how: dict[str, Any], device: str, watch: Callable[[Any], None],
 ) -> None:  # fmt: skip
     """`voidzoo train`."""
     api.need_torch("train")
@@ -99,7 +99,8 @@ def train(
     for note in (note for image in images for note in image.notes if for_people(watch)):
         warn(f"note     {note}")
     try:
-        run = api.train(recipe, images, out, watch=watch, device=device)
+        partners = [open_image(t, **how) for t in targets]
+        run = api.train(recipe, images, out, watch=watch, device=device, targets=partners)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the finished epochs are safe.", mend="the same command again continues") from None
     if not for_people(watch):
@@ -122,9 +123,7 @@ def _guess(method: str, images: list[Image], settings: dict[str, Any]) -> Any:
     for key in settings:
         if key not in known:
             raise RecipeError(f"there is no setting {key!r}{nearest(key, known)}.", mend=", ".join(sorted(known)))
-    if method != "n2v":
-        raise RecipeError(f"there is no method {method!r}.", mend="n2v")
-    return Recipe.n2v(images, **settings)
+    return Recipe.guess(method, images, **settings)
 
 
 def export(run_folder: Path, out: Path, settings: dict[str, Any], *, as_json: bool) -> None:

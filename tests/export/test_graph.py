@@ -19,6 +19,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "2d": {"dims": 2, "depth": 2},
     "2d-residual-two-channels": {"dims": 2, "depth": 1, "residual": True, "channels_in": 2, "channels_out": 2},
     "2d-depth3": {"dims": 2, "depth": 3, "kernel": [5, 5]},
+    "n2v2": {"dims": 2, "depth": 2, "top_skip": False, "pooling": "blur"},
+    "n2v2-3d": {"dims": 3, "depth": 1, "filters": 2, "top_skip": False, "pooling": "blur", "kernel": [3, 5, 5]},
     "3d-flat": {"dims": 3, "depth": 2, "filters": 2},
     "3d-pooled": {"dims": 3, "depth": 1, "filters": 2, "pool": [2, 2, 2]},
 }
@@ -64,8 +66,9 @@ def test_raw_intensities_in_raw_intensities_out() -> None:
     network, _, _, _ = make("2d")
     x = micrograph(np.random.default_rng(), (1, 1, 32, 40), "float32")
     y = evaluate(network, x)
-    network.mean.mul_(3).add_(50)
-    network.std.mul_(3)
+    for mean, std in ((network.mean, network.std), (network.mean_out, network.std_out)):
+        mean.mul_(3).add_(50)
+        std.mul_(3)
     assert np.allclose(evaluate(network, 3 * x + 50), 3 * y + 50, rtol=1e-3, atol=1e-3 * y.std())
 
 

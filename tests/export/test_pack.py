@@ -86,6 +86,11 @@ CASES: dict[str, dict[str, Any]] = {
     "2d": {"shape": (96, 116), "axes": "yx"},
     "3d": {"shape": (16, 64, 72), "axes": "zyx", "dims": 3, "filters": 2},
     "2-channels": {"shape": (2, 96, 80), "axes": "cyx"},
+    "2-channels-shared": {"shape": (2, 96, 80), "axes": "cyx", "channels": "shared"},
+    "n2v2": {"shape": (96, 116), "axes": "yx", "method": "n2v2"},
+    "n2v2-3d": {"shape": (16, 64, 72), "axes": "zyx", "dims": 3, "filters": 2, "method": "n2v2", "kernel": [3, 5, 5]},
+    "structn2v": {"shape": (96, 116), "axes": "yx", "method": "structn2v", "blind_mask": "1x9"},
+    "care": {"shape": (96, 116), "axes": "yx", "method": "care"},
 }
 
 
@@ -120,7 +125,7 @@ def test_bioimageio_accepts_what_we_write(case: str, tmp_path: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == ["valid-format", package.name, 0]
     x, y = proof.test_tensors(package)
     assert x.shape == y.shape
-    assert len(package.channels_in) == (2 if case == "2-channels" else 1)
+    assert len(package.channels_in) == (2 if case.startswith("2-channels") else 1)
     image = vz.open_image(x[0], axes="c" + package.axes)
     channel = None if len(package.channels_in) > 1 else 0
     found = vz.predict(package, image.read(), axes="c" + package.axes, channel=channel, dtype="float32", device="cpu")

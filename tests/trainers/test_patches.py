@@ -11,7 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from voidzoo.trainers.patches import Patches, largest_patch, load, raw_samples, shape_of, split, validation_batches
+from voidzoo.trainers.blind import BlindMask
+from voidzoo.trainers.patches import Patches, load, raw_samples, validation_batches
+from voidzoo.trainers.recipe import Recipe
+from voidzoo.trainers.split import largest_patch, shape_of, split
 from voidzoo.zoo.errors import AxesError, SizeError
 from voidzoo.zoo.normalise import Normalisation
 from voidzoo.zoo.open import open_image
@@ -80,25 +83,30 @@ def test_every_position_is_equally_likely():
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("patch", [(4, 4), (4, 8), (2, 4, 4)])
-def test_augmentation_is_the_group_that_fits(patch):
-    """Square patches: all 8 turns and mirrors; others: 4; z is never turned or mirrored; never anything else."""
-    sides = patch if len(patch) == 2 else (patch[0], *patch[1:])
-    image = torch.randperm(int(np.prod(sides))).float().reshape(1, 1, *sides)
-    box = split([(1, tuple(2 * s for s in sides))] * 2, sides, (1,) * len(sides), fraction=0.1, seed=0).train[0]
-    box = type(box)(0, (0, 1), tuple((0, s) for s in sides))
-    drawn = Patches([image], [box], sides, gen(0)).batch(400)
+@pytest.mark.parametrize(
+    ("patch", "blind"),
+    [((8, 8), None), ((8, 16), None), ((2, 8, 8), None), ((8, 8), "1x5"), ((8, 8), "3x3"), ((8, 8), "[[0,1,0],[0,1,1],[0,0,0]]"),
+     ((2, 8, 8), "1x5x1"), ((8, 16), "3x3"), ((8, 8), "[[0,0,0,0,0],[0,0,1,0,0],[0,0,1,1,1]]")],
+)  # fmt: skip
+def test_augmentation_is_the_group_that_fits(patch, blind):
+    """Square patches: all 8 turns and mirrors; others: 4; under a blind mask those that keep it; never along z."""
+    method = {"method": "structn2v", "blind_mask": blind} if blind else {}
+    recipe = Recipe(dims=len(patch), patch=patch, depth=1, **method)
+    image = torch.randperm(int(np.prod(patch))).float().reshape(1, 1, *patch)
+    box = split([(1, tuple(2 * s for s in patch))] * 2, patch, (1,) * len(patch), fraction=0.1, seed=0).train[0]
+    box = type(box)(0, (0, 1), tuple((0, s) for s in patch))
+    drawn = Patches([image], [box], patch, gen(0), recipe.turns).batch(400)
     seen = {tuple(d.reshape(-1).tolist()) for d in drawn}
-    turns = range(4) if sides[-1] == sides[-2] else (0, 2)
-    allowed = {
-        tuple((r.flip(-1) if f else r).reshape(-1).tolist())
-        for k in turns
-        for f in (0, 1)
-        for r in [torch.rot90(image[0], k, (-2, -1))]
-    }
+    hidden = torch.from_numpy(BlindMask.of(blind).hidden) if blind else torch.ones(len(patch) * (1,))
+    allowed = set()
+    for k in range(4) if patch[-1] == patch[-2] else (0, 2):
+        for mirrored in (0, 1):
+            lay = lambda x, k=k, m=mirrored: torch.rot90(x, k, (-2, -1)).flip(-1) if m else torch.rot90(x, k, (-2, -1))  # noqa: E731
+            if lay(hidden).shape == hidden.shape and torch.equal(lay(hidden), hidden):
+                allowed.add(tuple(lay(image[0]).reshape(-1).tolist()))
     assert seen == allowed
-    plain = Patches([image], [box], sides, gen(0), augment=False).batch(5)
-    assert all(torch.equal(p, image[0]) for p in plain)
+    plain = recipe.with_settings({"augment": False}).turns
+    assert all(torch.equal(p, image[0]) for p in Patches([image], [box], patch, gen(0), plain).batch(5))
 
 
 def test_too_small_says_the_largest_that_fits():

@@ -14,10 +14,28 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from voidzoo.trainers import EpochDone, Recipe, TrainingDone, TrainingStarted, choose_device, denoise, load_run, train
-from voidzoo.trainers import n2v as n2v_method
-from voidzoo.trainers.loop import Plateau
-from voidzoo.zoo.errors import AxesError, DeviceError, OutputError, SizeError, TrainingError, ValuesError
+from voidzoo.trainers import (
+    EpochDone,
+    Recipe,
+    TrainingDone,
+    TrainingStarted,
+    choose_device,
+    denoise,
+    denoisers,
+    load_run,
+    train,
+)
+from voidzoo.trainers import training as training_module
+from voidzoo.trainers.loop import Plateau, validate
+from voidzoo.zoo.errors import (
+    AxesError,
+    DeviceError,
+    OutputError,
+    RecipeError,
+    SizeError,
+    TrainingError,
+    ValuesError,
+)
 from voidzoo.zoo.metrics import psnr
 from voidzoo.zoo.open import open_image
 
@@ -50,7 +68,7 @@ def stop_after(epoch):
 
 def test_folder_says_everything(make_image, tiny, tmp_path):
     image = make_image(4)
-    recipe = Recipe.n2v(image, **tiny)
+    recipe = Recipe.guess("n2v", image, **tiny)
     events = []
     run = train(recipe, image, tmp_path / "run", watch=events.append, device="cpu")
     assert [type(e) for e in events] == [TrainingStarted, EpochDone, EpochDone, TrainingDone]
@@ -97,7 +115,7 @@ def test_folder_says_everything(make_image, tiny, tmp_path):
 
 def test_denoise_extends_at_the_end_and_crops(make_image, tiny, tmp_path):
     """Any size, any dtype; equal to a hand-made symmetric extension."""
-    run = train(Recipe.n2v(make_image(), **tiny), make_image(), tmp_path / "run", device="cpu")
+    run = train(Recipe.guess("n2v", make_image(), **tiny), make_image(), tmp_path / "run", device="cpu")
     net, n = run.network(), run.normalisation
     x = np.random.default_rng().integers(0, 900, (1, 37, 50)).astype(np.int32)
     by_hand = np.concatenate([x, x[:, :-4:-1]], axis=1)
@@ -110,7 +128,7 @@ def test_denoise_extends_at_the_end_and_crops(make_image, tiny, tmp_path):
 
 
 def test_same_seed_same_weights(make_image, tiny, tmp_path):
-    recipe = Recipe.n2v(make_image(), **tiny)
+    recipe = Recipe.guess("n2v", make_image(), **tiny)
     torch.manual_seed(99)  # the global state must not matter, nor be touched
     before = torch.random.get_rng_state()
     a = train(recipe, make_image(), tmp_path / "a", device="cpu")
@@ -131,7 +149,7 @@ def test_resume_is_bit_equal(axes, rate, make_image, tiny, tmp_path):
     shape = {"yx": (96, 120), "cyx": (2, 96, 120), "zyx": (8, 64, 96)}[axes]
     image = make_image(1, shape, axes)
     extra = {"patch": [8, 32, 32], "dims": 3} if axes == "zyx" else {}
-    recipe = Recipe.n2v(image, **(tiny | extra | rate | {"epochs": 4}))
+    recipe = Recipe.guess("n2v", image, **(tiny | extra | rate | {"epochs": 4}))
     straight = train(recipe, image, tmp_path / "straight", device="cpu")
     assert straight.losses[-1].lr < straight.losses[0].lr  # the schedule is part of what must be resumed
     with pytest.raises(StopHere):
@@ -188,7 +206,7 @@ def test_it_learns(make_pair, tmp_path):
     """On discs in white noise: the validation loss falls towards the noise, PSNR rises by more than 6 dB."""
     truth, noisy = make_pair((192, 192), 5, sigma=80.0)
     image = open_image(noisy, axes="yx")
-    recipe = Recipe.n2v(image, epochs=6, steps=40, batch=4, filters=12, learning_rate=2e-3)
+    recipe = Recipe.guess("n2v", image, epochs=6, steps=40, batch=4, filters=12, learning_rate=2e-3)
     run = train(recipe, image, tmp_path / "run", device="cpu")
     first, best = run.losses[0].val_loss, min(e.val_loss for e in run.losses)
     assert best < first
@@ -198,23 +216,101 @@ def test_it_learns(make_pair, tmp_path):
     assert after > before + 6, (before, after)
 
 
-def test_overfits_one_patch(make_image):
-    """With always the same batch and mask the loss goes down to a small part of where it began."""
-    recipe = Recipe(filters=16, mask_percent=5.0)
-    torch.manual_seed(0)
-    net = n2v_method.network(recipe, 1)
-    loss = n2v_method.loss(recipe)
-    x = torch.from_numpy(make_image(7, (32, 32)).read().astype(np.float32))[None, None]
-    x = (x - x.mean()) / x.std()
-    optimiser = torch.optim.Adam(net.parameters(), 5e-3)
-    values = []
-    for _ in range(80):
-        value, _ = loss(net, x, torch.Generator().manual_seed(1))
-        optimiser.zero_grad()
-        value.backward()
-        optimiser.step()
-        values.append(float(value.detach()))
-    assert values[-1] < 0.05 * values[0]
+METHODS = {
+    "n2v": {},
+    "n2v2": {},
+    "structn2v": {"blind_mask": "1x5"},
+    "care": {},
+    "n2v3d": {"dims": 3, "patch": [8, 32, 32], "kernel": [3, 5, 5]},
+    "n2v2_3d": {"dims": 3, "patch": [8, 32, 32]},
+    "structn2v3d": {"dims": 3, "patch": [8, 32, 32], "blind_mask": "1x17x1"},
+    "shared": {"channels": "shared", "residual": True},
+}
+SHAPES = {"n2v3d": "zyx", "n2v2_3d": "czyx", "structn2v3d": "zyx", "shared": "cyx", "care": "cyx"}
+
+
+def of_method(name, make_image, settings):
+    """(recipe, image, targets) for a training of a second."""
+    axes = SHAPES.get(name, "yx")
+    shape = {"yx": (96, 120), "cyx": (2, 96, 120), "zyx": (12, 64, 96), "czyx": (2, 12, 64, 96)}[axes]
+    image = make_image(1, shape, axes)
+    method = name.removesuffix("3d").removesuffix("_") if name != "shared" else "n2v"
+    recipe = Recipe.guess(method, image, **(settings | METHODS[name]))
+    return recipe, image, [make_image(1, shape, axes)] if method == "care" else None
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    """What must hold of each way to train a denoiser."""
+
+    def test_resumes_bit_equal(self, name, make_image, tiny, tmp_path):
+        """Three epochs, or one, a stop and two more: the same weights and losses."""
+        recipe, image, targets = of_method(name, make_image, tiny | {"epochs": 3})
+        straight = train(recipe, image, tmp_path / "straight", device="cpu", targets=targets)
+        with pytest.raises(StopHere):
+            train(recipe, image, tmp_path / "broken", watch=stop_after(1), device="cpu", targets=targets)
+        assert equal_runs(straight, train(recipe, image, tmp_path / "broken", device="cpu", targets=targets))
+        assert load_run(tmp_path / "broken").recipe == recipe
+
+    def test_validation_repeats(self, name, make_image, tiny, tmp_path):
+        """The same pixels of the held-out part are hidden each time, with the same blind mask: the loss is one number."""
+        recipe, image, targets = of_method(name, make_image, tiny)
+        run = train(recipe, image, tmp_path / "run", device="cpu", targets=targets)
+        net = run.network("last")
+        loss = training_module.LOSSES[recipe.method](recipe)
+        batches = [torch.randn(2, run.info["network"].get("channels", 1) * (1 + bool(targets)), *recipe.patch)]
+        if name == "shared":
+            batches = [torch.randn(2, 2, *recipe.patch)]
+        assert validate(net, loss, batches) == validate(net, loss, batches)
+
+    def test_overfits_one_patch(self, name, make_image, tiny):
+        """With always the same batch and mask the loss goes down to a small part of where it began."""
+        recipe, image, targets = of_method(name, make_image, tiny)
+        recipe = recipe.with_settings({"filters": 16, "mask_percent": 5.0})
+        torch.manual_seed(0)
+        channels = image.size("c")
+        net = denoisers.network(recipe, channels)
+        loss = training_module.LOSSES[recipe.method](recipe)
+        pixels = image.read().astype(np.float32).reshape(channels, *image.shape[-recipe.dims :])
+        x = torch.from_numpy(pixels[(slice(None), *(slice(0, n) for n in recipe.patch))])[None]
+        x = (x - x.mean()) / x.std()
+        x = torch.cat([x, x.roll(3, -1)], dim=1) if targets else x
+        optimiser = torch.optim.Adam(net.parameters(), 5e-3)
+        values = []
+        for _ in range(100 if recipe.dims == 2 else 60):
+            value, _ = loss(net, x, torch.Generator().manual_seed(1))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            values.append(float(value.detach()))
+        assert values[-1] < (0.1 if recipe.dims == 2 else 0.3) * values[0]
+
+
+def test_care_learns_the_clean_partner(make_pair, tmp_path):
+    """On other scales of grey values too: the result is on the scale of the target, and closer to it than N2V's."""
+    truth, noisy = make_pair((128, 128), 3, sigma=80.0)
+    settings = {"epochs": 4, "steps": 20, "batch": 4, "filters": 8, "learning_rate": 2e-3, "patch": [32, 32]}
+    image, clean = open_image(noisy, axes="yx"), open_image((truth * 3 + 1000).astype(np.float32), axes="yx")
+    run = train(Recipe.guess("care", image, **settings), image, tmp_path / "care", device="cpu", targets=[clean])
+    other = train(Recipe.guess("n2v", image, **settings), image, tmp_path / "n2v", device="cpu")
+    got = denoise(run.network(), run.normalisation, noisy[None], run.target_normalisation)[0]
+    blind = denoise(other.network(), other.normalisation, noisy[None])[0]
+    span = truth.max() - truth.min()
+    assert psnr(truth, (got - 1000) / 3, span) > psnr(truth, blind, span) > psnr(truth, noisy, span)
+
+
+def test_targets_that_do_not_fit(make_image, tiny, tmp_path):
+    image, out = make_image(), tmp_path / "run"
+    care, n2v = (Recipe.guess(m, image, **tiny) for m in ("care", "n2v"))
+    with pytest.raises(RecipeError, match="care learns from pairs"):
+        train(care, image, out, device="cpu")
+    with pytest.raises(RecipeError, match="n2v learns from the images alone"):
+        train(n2v, image, out, device="cpu", targets=[image])
+    with pytest.raises(RecipeError, match="1 images and 2 targets are no pairs"):
+        train(care, image, out, device="cpu", targets=[image, image])
+    with pytest.raises(SizeError, match=r"y 128, x 80.* but .* y 128, x 160"):
+        train(care, image, out, device="cpu", targets=[make_image(0, (128, 80))])
+    assert not out.exists()
 
 
 def test_keras_plateau():
@@ -227,8 +323,8 @@ def test_keras_plateau():
 
 
 def test_nan_loss_stops_and_says_where(make_image, tiny, tmp_path):
-    recipe = Recipe.n2v(make_image(), **(tiny | {"steps": 50, "learning_rate": 9.0, "residual": True}))
-    real = n2v_method.loss(recipe)
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"steps": 50, "learning_rate": 9.0, "residual": True}))
+    real = denoisers.n2v(recipe)
     count = 0
 
     def broken(network, batch, generator):
@@ -238,7 +334,7 @@ def test_nan_loss_stops_and_says_where(make_image, tiny, tmp_path):
         return (value * float("nan") if count == 7 else value), parts
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(n2v_method, "loss", lambda recipe: broken)
+        patch.setitem(training_module.LOSSES, "n2v", lambda recipe: broken)
         with pytest.raises(TrainingError, match="loss became nan in epoch 1, step 7 of 50") as e:
             train(recipe, make_image(), tmp_path / "run", device="cpu")
     assert "values from -" in e.value.where
@@ -276,7 +372,7 @@ def test_nan_only_in_the_held_out_part_is_refused(make_pair, tiny, tmp_path):
 
 
 def test_folders_that_are_taken(make_image, tiny, tmp_path):
-    recipe = Recipe.n2v(make_image(), **tiny)
+    recipe = Recipe.guess("n2v", make_image(), **tiny)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(OutputError, match=r"other files \(thesis.txt\) and no run"):
@@ -300,7 +396,7 @@ def test_folders_that_are_taken(make_image, tiny, tmp_path):
 def test_more_epochs_continue_a_plateau_but_not_a_cosine(make_image, tiny, tmp_path):
     """Two epochs raised to four give the weights of four at once; a cosine of two is not the start of one of four."""
     for rate, fits in ((PLATEAU, True), ({}, False)):
-        recipe = Recipe.n2v(make_image(), **(tiny | rate))
+        recipe = Recipe.guess("n2v", make_image(), **(tiny | rate))
         longer = recipe.with_settings({"epochs": 4})
         folder = tmp_path / f"run{fits}"
         train(recipe, make_image(), folder, device="cpu")
@@ -314,7 +410,7 @@ def test_more_epochs_continue_a_plateau_but_not_a_cosine(make_image, tiny, tmp_p
 
 def test_several_images_of_different_size(make_image, tiny, tmp_path):
     images = [make_image(i, (64 + 8 * i, 90)) for i in range(3)]
-    run = train(Recipe.n2v(images, **tiny), images, tmp_path / "run", device="cpu")
+    run = train(Recipe.guess("n2v", images, **tiny), images, tmp_path / "run", device="cpu")
     assert run.info["split"]["rule"] == "1 of 3 images held out"
     held = int(run.info["split"]["validation"][0].split()[1].rstrip(","))
     both = np.concatenate([i.read().ravel() for k, i in enumerate(images) if k != held])
@@ -338,7 +434,7 @@ def test_stacks_hold_out_a_block_of_planes(axes, shape, dims, make_image, tiny, 
 
 
 def test_another_kind_of_device_cannot_continue(make_image, tiny, tmp_path):
-    recipe = Recipe.n2v(make_image(), **tiny)
+    recipe = Recipe.guess("n2v", make_image(), **tiny)
     with pytest.raises(StopHere):
         train(recipe, make_image(), tmp_path / "run", watch=stop_after(1), device="cpu")
     path = tmp_path / "run" / "run.json"

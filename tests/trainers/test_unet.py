@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch.nn import functional
 
-from voidzoo.trainers.networks.unet import ChannelNets, UNet, build, geometry, parameter_count
+from voidzoo.trainers.networks.unet import ChannelNets, MaxBlurPool, UNet, build, geometry, parameter_count
 from voidzoo.zoo.errors import RecipeError
 
 
@@ -28,14 +31,40 @@ def test_parameter_counts(depth, filters, out, count):
 def test_config_builds_the_same_network():
     for net in (
         UNet(3, depth=1, filters=2, kernel=(1, 3, 5), residual=True),
+        UNet(2, depth=1, filters=2, pooling="blur", top_skip=False),
         ChannelNets(2, dims=2, filters=2, depth=1),
     ):
         again = build(net.config())
         assert again.config() == net.config()
         again.load_state_dict(net.state_dict())
-        shape = (1, 1, 3, 8, 12) if isinstance(net, UNet) else (1, 2, 8, 12)
+        shape = (1, 1, *(3, 8, 12)[-net.dims :]) if isinstance(net, UNet) else (1, 2, 8, 12)
         x = torch.randn(shape)
         torch.testing.assert_close(again.eval()(x), net.eval()(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("pool", "shape"), [((2, 2), (8, 12)), ((1, 2, 2), (3, 8, 12)), ((2, 2, 2), (4, 6, 8))])
+def test_max_blur_pool_against_scipy(pool, shape):
+    """The maximum of each pixel and the next, zeros around, [1 2 1] / 4, every second: lies in the middle of its pair."""
+    x = np.random.default_rng().random((2, 3, *shape)).astype(np.float32)
+    got = MaxBlurPool(pool, 3)(torch.from_numpy(x)).numpy()
+    expected = x
+    for axis, p in enumerate(pool, start=2):
+        if p == 2:
+            n = x.shape[axis]
+            expected = np.maximum(expected.take(range(n - 1), axis), expected.take(range(1, n), axis))
+    for axis, p in enumerate(pool, start=2):
+        if p == 2:
+            blurred = ndimage.correlate1d(expected, [0.25, 0.5, 0.25], axis, mode="constant")
+            expected = blurred.take(range(0, x.shape[axis] - 1, 2), axis)  # place 2i: between the pixels 2i and 2i+1
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert got.shape[2:] == tuple(n // p for n, p in zip(shape, pool, strict=True))
+
+
+def test_without_the_top_skip_the_first_level_is_not_seen_again():
+    """N2V2 as published: one input less of the last level, and as many parameters less."""
+    plain, n2v2 = UNet(2), UNet(2, top_skip=False, pooling="blur")
+    assert parameter_count(plain) - parameter_count(n2v2) == 32 * 32 * 9
+    assert n2v2(torch.randn(1, 1, 16, 20)).shape == (1, 1, 16, 20)
 
 
 def test_contradictions_are_refused():
@@ -84,30 +113,38 @@ def test_geometry_without_pooling_along_z():
     assert (found["y"].step, found["y"].radius, found["y"].halo) == (4, 23, 24)
 
 
-def _open(net):
+def _open(net, patch):
     """Positive weights and average pooling: every path of the network carries gradient, so that support is exact."""
     for module in net.modules():
         if hasattr(module, "weight") and module.weight is not None:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    net.shrink = (torch.nn.AvgPool2d, torch.nn.AvgPool3d)[net.dims - 2](net.pool)
+    if net.pooling == "max":
+        mean = (torch.nn.AvgPool2d, torch.nn.AvgPool3d)[net.dims - 2](net.pool)
+        net.shrink = torch.nn.ModuleList(mean for _ in range(net.depth))
+    else:  # the mean of what the maximum is taken over, then the same blur
+        mean = (torch.nn.AvgPool2d, torch.nn.AvgPool3d)[net.dims - 2](net.pool, stride=1)
+        patch.setattr(functional, f"max_pool{net.dims}d", lambda x, *_, **__: mean(x))
     return net.double().eval()
 
 
+@pytest.mark.parametrize("pooling", ["max", "blur"])
 @pytest.mark.parametrize(
     ("dims", "depth", "kernel", "pool", "shape"),
     [
         (2, 1, (3, 3), (2, 2), (44, 44)),
         (2, 2, (3, 3), (2, 2), (100, 100)),
         (2, 2, (5, 3), (2, 2), (180, 100)),
-        (2, 3, (3, 3), (2, 2), (208, 208)),
+        (2, 3, (3, 3), (2, 2), (240, 240)),
         (3, 1, (3, 3, 3), (1, 2, 2), (20, 40, 40)),
         (3, 2, (3, 1, 3), (1, 2, 2), (30, 16, 100)),
         (3, 1, (3, 3, 3), (2, 2, 2), (40, 40, 40)),
     ],
 )
-def test_geometry_is_the_support_of_the_gradient(dims, depth, kernel, pool, shape):
+def test_geometry_is_the_support_of_the_gradient(dims, depth, kernel, pool, shape, pooling, monkeypatch):
     """The worst pixel sees exactly `radius`; aligned cores see exactly `aligned` to either side."""
-    net = _open(UNet(dims, depth=depth, filters=1, kernel=kernel, pool=pool, batch_norm=False))
+    settings = {"top_skip": pooling == "max", "pooling": pooling}
+    net = UNet(dims, depth=depth, filters=1, kernel=kernel, pool=pool, batch_norm=False, **settings)
+    net = _open(net, monkeypatch)
     for axis, (letter, found) in enumerate(geometry(net.config()).items()):
         middle = [n // 2 // (p**depth) * p**depth for n, p in zip(shape, pool, strict=True)]
         reach = []
@@ -123,11 +160,12 @@ def test_geometry_is_the_support_of_the_gradient(dims, depth, kernel, pool, shap
         assert max(right - (found.step - 1 - phase) for phase, _, right in reach) == found.aligned, letter
 
 
+@pytest.mark.parametrize("pooling", ["max", "blur"])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_tiles_with_halo_equal_the_whole(dims):
+def test_tiles_with_halo_equal_the_whole(dims, pooling):
     """In float64 a tile read with its halo gives the same core as the whole image; one step less does not."""
     torch.manual_seed(dims)
-    net = UNet(dims, depth=2, filters=3)
+    net = UNet(dims, depth=2, filters=3, pooling=pooling, top_skip=pooling == "max")
     for module in net.modules():  # He weights, so that far pixels matter
         if hasattr(module, "kernel_size") and hasattr(module, "weight"):
             torch.nn.init.kaiming_normal_(module.weight)

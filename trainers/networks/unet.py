@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ...zoo.errors import RecipeError
 
@@ -25,7 +26,9 @@ class UNet(nn.Module):  # type: ignore[misc]
     `kernel` and `pool` have one entry a spatial axis; `pool` is 1 or 2, the same at every level. `filters` double a
     level; the last convolution of the bottom already halves them. Batch norm has Keras' constants, which matter in
     short trainings (momentum 0.01 in torch's sense, eps 1e-3); weights start Glorot uniform, biases at zero.
-    Architecture: Weigert et al. 2018; Krull et al. 2019.
+    Noise2Void's checkerboards come from the top skip connection and from max pooling: N2V2 leaves out the first
+    (`top_skip` false) and blurs before it subsamples (`pooling` "blur", see MaxBlurPool).
+    Architecture: Weigert et al. 2018; Krull et al. 2019; Höck et al. 2022.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class UNet(nn.Module):  # type: ignore[misc]
         pool: Sequence[int] | None = None,
         residual: bool = False,
         batch_norm: bool = True,
+        top_skip: bool = True,
+        pooling: str = "max",
     ) -> None:
         """Raise RecipeError for settings that contradict each other."""
         super().__init__()
@@ -48,6 +53,7 @@ class UNet(nn.Module):  # type: ignore[misc]
         self.kernel = tuple(kernel or (3,) * dims)
         self.pool = tuple(pool or default_pool(dims))
         self.residual, self.batch_norm = residual, batch_norm
+        self.top_skip, self.pooling = top_skip, pooling
         if len(self.kernel) != dims or len(self.pool) != dims:
             raise RecipeError(f"kernel {self.kernel} and pool {self.pool} need one number for each of {dims} axes.")
         if residual and channels_in != channels_out:
@@ -60,10 +66,14 @@ class UNet(nn.Module):  # type: ignore[misc]
         )
         self.bottom = self._level(width[depth - 1] if depth else channels_in, width[depth], width[max(0, depth - 1)])
         self.up = nn.ModuleList(
-            self._level(2 * width[n], width[n], width[max(0, n - 1)]) for n in reversed(range(depth))
+            self._level((2 if n or top_skip else 1) * width[n], width[n], width[max(0, n - 1)])
+            for n in reversed(range(depth))
         )
         self.head = _conv(dims)(filters, channels_out, 1)
-        self.shrink = (nn.MaxPool2d, nn.MaxPool3d)[dims - 2](self.pool)
+        maximum = (nn.MaxPool2d, nn.MaxPool3d)[dims - 2]
+        self.shrink = nn.ModuleList(
+            MaxBlurPool(self.pool, width[n]) if pooling == "blur" else maximum(self.pool) for n in range(depth)
+        )
         self.grow = nn.Upsample(scale_factor=tuple(float(p) for p in self.pool), mode="nearest")
         for module in self.modules():
             if isinstance(module, _conv(dims)):
@@ -83,15 +93,16 @@ class UNet(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float32 (b, channels_in, [z], y, x) -> float32 (b, channels_out, [z], y, x)."""
-        skips = []
+        skips: list[torch.Tensor | None] = []
         h = x
-        for level in self.down:
+        for n, level in enumerate(self.down):
             h = level(h)
-            skips.append(h)
-            h = self.shrink(h)
+            skips.append(h if n or self.top_skip else None)
+            h = self.shrink[n](h)
         h = self.bottom(h)
         for level in self.up:
-            h = level(torch.cat([self.grow(h), skips.pop()], dim=1))
+            h, skip = self.grow(h), skips.pop()
+            h = level(h if skip is None else torch.cat([h, skip], dim=1))
         h = self.head(h)
         return h + x if self.residual else h
 
@@ -108,7 +119,37 @@ class UNet(nn.Module):  # type: ignore[misc]
             "pool": list(self.pool),
             "residual": self.residual,
             "batch_norm": self.batch_norm,
+            "top_skip": self.top_skip,
+            "pooling": self.pooling,
         }
+
+
+class MaxBlurPool(nn.Module):  # type: ignore[misc]
+    """Max pooling that does not alias: a maximum at every pixel, then [1, 2, 1] / 4 along each pooled axis, then every
+    second. x: float32 (b, c, [z], y, x) -> half as many pixels along the axes where `pool` is 2.
+
+    Output i sees the inputs 2i-1 to 2i+2 and so lies in the middle of 2i and 2i+1, where nearest upsampling puts it
+    back; the original code pads at one side only, which moves each level by a pixel. Zero outside of the image, as in
+    the convolutions. Source: Zhang 2019; Höck et al. 2022.
+    """
+
+    def __init__(self, pool: Sequence[int], channels: int) -> None:
+        """pool: 1 or 2 for each spatial axis. channels: c, fixed, so that the exported convolution has a known shape."""
+        super().__init__()
+        self.pool = tuple(pool)
+        kernel = torch.ones((1,) * len(self.pool))
+        for axis, p in enumerate(self.pool):
+            taps = torch.tensor([1.0, 2.0, 1.0]) / 4 if p == 2 else torch.ones(1)
+            kernel = kernel * taps.reshape([-1 if a == axis else 1 for a in range(len(self.pool))])
+        self.register_buffer("kernel", kernel.repeat(channels, 1, *(1 for _ in self.pool)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float32 (b, c, [z], y, x), even sides where pooled."""
+        plane = len(self.pool) == 2
+        x = (functional.max_pool2d if plane else functional.max_pool3d)(x, self.pool, stride=1)
+        convolve = functional.conv2d if plane else functional.conv3d
+        padding = tuple(p - 1 for p in self.pool)
+        return convolve(x, self.kernel, stride=self.pool, padding=padding, groups=self.kernel.shape[0])
 
 
 class ChannelNets(nn.Module):  # type: ignore[misc]
@@ -172,22 +213,26 @@ def geometry(config: Mapping[str, Any]) -> dict[str, AxisGeometry]:
     """The geometry along each spatial axis by letter, from a `config()`; no network is built."""
     letters = "zyx"[-int(config["dims"]) :]
     depth = int(config["depth"])
+    blur = config.get("pooling", "max") == "blur"
     return {
-        letter: _axis_geometry(depth, int(kernel) // 2, int(pool))
+        letter: _axis_geometry(depth, int(kernel) // 2, int(pool), blur=int(blur and int(pool) == 2))
         for letter, kernel, pool in zip(letters, config["kernel"], config["pool"], strict=True)
     }
 
 
-def _axis_geometry(depth: int, half: int, pool: int) -> AxisGeometry:
-    """Radius = sum over all convolutions in series of half * pool^level, plus the phase within a pooling window."""
+def _axis_geometry(depth: int, half: int, pool: int, *, blur: int) -> AxisGeometry:
+    """Radius = sum over all convolutions in series of half * pool^level, plus the phase within a pooling window, plus
+    the pixel to either side that a blurred pooling (blur 1) sees at each level.
+    """
     reach = CONVS * half
     step = pool**depth
-    radius = reach * (2 * sum(pool**n for n in range(depth)) + step) + step - 1
-    aligned = _needed(0, 0, depth, reach, pool)
+    levels = sum(pool**n for n in range(depth))
+    radius = reach * (2 * levels + step) + step - 1 + blur * levels
+    aligned = _needed(0, 0, depth, reach, pool, blur)
     return AxisGeometry(step, radius, aligned, -(-aligned // step) * step)
 
 
-def _needed(level: int, extent: int, depth: int, reach: int, pool: int) -> int:
+def _needed(level: int, extent: int, depth: int, reach: int, pool: int, blur: int) -> int:
     """Pixels before a tile's edge that level's input must have when its output is needed `extent` pixels before it.
 
     Interval arithmetic from the output back to the input; units are pixels of that level.
@@ -195,8 +240,8 @@ def _needed(level: int, extent: int, depth: int, reach: int, pool: int) -> int:
     if level == depth:
         return extent + reach
     extent += reach  # the convolutions on the way up; the same pixels are needed of the skip connection
-    below = _needed(level + 1, -(-extent // pool), depth, reach, pool)
-    return max(extent, pool * below) + reach
+    below = _needed(level + 1, -(-extent // pool), depth, reach, pool, blur)
+    return max(extent, pool * below + blur) + reach
 
 
 def _conv(dims: int) -> Any:
