@@ -50,6 +50,7 @@ def n2v(recipe: Recipe) -> Loss:
             radius=recipe.mask_radius,
             manipulator=recipe.manipulator,
             blind=blind,
+            fill=recipe.blind_fill,
         )
         if finite is not None:
             mask = mask & finite

@@ -26,8 +26,8 @@ class Windows:
     radius: int
     hidden: Tensor | None = None
 
-    def picked(self, generator: torch.Generator, *, without_centre: bool) -> Tensor:
-        """One pixel of each window, all with the same probability. -> float32 (n, k), NaN where nothing is left.
+    def picked(self, generator: torch.Generator, *, without_centre: bool, times: int = 1) -> Tensor:
+        """Pixels of each window, all with the same probability. -> float32 (n, k, times), NaN where nothing is left.
 
         The k-th pixel that is not left out is found by counting: every left-out one before it moves it on by one.
         """
@@ -35,7 +35,8 @@ class Windows:
         count = sides.prod(dim=2)
         out = self._left_out(without_centre)
         if out is None:
-            return self.flat.gather(1, ravel(low + _unravel(_below(count, generator), sides), self.shape))
+            pick = _below(count, times, generator)
+            return self._at(low[:, :, None] + _unravel(pick, sides))
         place = self.points[:, :, None] + out - low[:, :, None]  # within the window, (n, k, m, axes)
         inside = ((place >= 0) & (place < sides[:, :, None])).all(dim=3)
         rank = place[..., 0]
@@ -43,11 +44,11 @@ class Windows:
             rank = rank * sides[:, :, None, axis] + place[..., axis]
         rank = torch.where(inside, rank, (2 * self.radius + 1) ** len(self.shape)).sort(dim=2).values
         room = count - inside.sum(dim=2)
-        pick = _below(room.clamp(min=1), generator)
+        pick = _below(room.clamp(min=1), times, generator)
         before = rank - torch.arange(rank.shape[2], device=rank.device)  # how many that stay come before each
-        pick = pick + torch.searchsorted(before.contiguous(), pick[..., None], right=True)[..., 0]
-        found = self.flat.gather(1, ravel(low + _unravel(pick.minimum(count - 1), sides), self.shape))
-        return torch.where(room > 0, found, torch.nan)
+        pick = pick + torch.searchsorted(before.contiguous(), pick, right=True)
+        found = self._at(low[:, :, None] + _unravel(pick.minimum(count[..., None] - 1), sides))
+        return torch.where((room > 0)[..., None], found, torch.nan)
 
     def reduced(self, reduce: Callable[[Tensor], Tensor], *, without_centre: bool) -> Tensor:
         """reduce: float32 (pieces, w) with NaN where a window has no pixel -> (pieces,); of all windows (n, k)."""
@@ -72,6 +73,11 @@ class Windows:
             results.append(reduce(torch.where(inside, found, torch.nan)))
         return torch.cat(results).reshape(n, k)
 
+    def _at(self, places: Tensor) -> Tensor:
+        """The pixels at int64 (n, k, times, axes) -> float32 (n, k, times)."""
+        index = ravel(places, self.shape)
+        return self.flat.gather(1, index.flatten(1)).reshape(index.shape)
+
     def _cropped(self) -> tuple[Tensor, Tensor]:
         """First pixel and sides of each window, int64 (n, k, axes)."""
         low = (self.points - self.radius).clamp(min=0)
@@ -93,12 +99,12 @@ Manipulator = Callable[[Windows, torch.Generator], Tensor]
 
 def uniform_with_centre(windows: Windows, generator: torch.Generator) -> Tensor:
     """Any pixel of the window, the centre included (1 of 121 in 2D stays as it is, and counts in the loss)."""
-    return windows.picked(generator, without_centre=False)
+    return windows.picked(generator, without_centre=False)[..., 0]
 
 
 def uniform_without_centre(windows: Windows, generator: torch.Generator) -> Tensor:
     """Any pixel of the window but the centre."""
-    return windows.picked(generator, without_centre=True)
+    return windows.picked(generator, without_centre=True)[..., 0]
 
 
 def median(windows: Windows, _: torch.Generator) -> Tensor:
@@ -153,16 +159,16 @@ def _std(values: Tensor) -> Tensor:
     return (values - centre).square().nanmean(dim=1).sqrt()
 
 
-def _below(count: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform whole numbers from 0 to count - 1, int64, one an entry of `count`."""
-    u = torch.rand(count.shape, generator=generator, device=count.device)
-    return (u * count).long().minimum(count - 1)
+def _below(count: Tensor, times: int, generator: torch.Generator) -> Tensor:
+    """Uniform whole numbers from 0 to count - 1: count int64 (n, k) -> int64 (n, k, times)."""
+    u = torch.rand((*count.shape, times), generator=generator, device=count.device)
+    return (u * count[..., None]).long().minimum(count[..., None] - 1)
 
 
 def _unravel(pick: Tensor, window: Tensor) -> Tensor:
-    """Flat positions within windows -> int64 (n, k, axes), last axis fastest."""
+    """Flat positions (n, k, times) within windows (n, k, axes) -> int64 (n, k, times, axes), last axis fastest."""
     parts = []
     for axis in reversed(range(window.shape[2])):
-        parts.append(pick % window[..., axis])
-        pick = pick // window[..., axis]
-    return torch.stack(parts[::-1], dim=2)
+        parts.append(pick % window[..., None, axis])
+        pick = pick // window[..., None, axis]
+    return torch.stack(parts[::-1], dim=3)

@@ -12,7 +12,7 @@ from .blind import BlindMask
 from .manipulators import MANIPULATORS, Windows, ravel
 
 FILL = 2.0
-"""Hidden neighbours get uniform random values from -FILL to FILL (normalised pixels: standard deviations)."""
+"""Uniform random values go from -FILL to FILL (normalised pixels: standard deviations)."""
 
 
 def hide(
@@ -23,12 +23,14 @@ def hide(
     radius: int = 5,
     manipulator: str = "uniform_withCP",
     blind: BlindMask | None = None,
+    fill: str = "window",
 ) -> tuple[Tensor, Tensor]:
     """Hide pixels. x: float32 (b, c, [z], y, x), normalised -> (hidden, mask), same shape; mask True where asked for.
 
     Each item of the batch and each channel gets its own pixels. With a blind mask their neighbours in it are hidden
-    too, by random values that tell nothing, and are not asked for; neighbours outside of the patch are dropped, and
-    a pixel that another one's mask hides stays asked for. `generator` must live on the device of x.
+    too and not asked for: fill "window" shows random pixels of the window that the mask does not hide, "uniform" random
+    numbers from -FILL to FILL, as published (docs/decisions/0015). Neighbours outside of the patch are dropped, and a
+    pixel that another one's mask hides stays asked for. `generator` must live on the device of x.
     Raises KeyError for an unknown manipulator. Source: Krull et al. 2019, section 3.3 (stratified sampling);
     Broaddus et al. 2020, section 2.
     """
@@ -37,8 +39,8 @@ def hide(
     flat = x.reshape(x.shape[0] * x.shape[1], pixels)
     points, inside = stratified(flat.shape[0], shape, percent, generator)
     offsets = None if blind is None else torch.from_numpy(blind.offsets).to(x.device)
-    values = MANIPULATORS[manipulator](Windows(flat, points, shape, radius, offsets), generator)
-    values = torch.where(values.isnan(), _noise(values, generator), values)
+    windows = Windows(flat, points, shape, radius, offsets)
+    values = _or_noise(MANIPULATORS[manipulator](windows, generator), generator)
     index = torch.where(
         inside, ravel(points, shape), pixels
     )  # one spare place behind the patch takes what fell outside
@@ -46,8 +48,11 @@ def hide(
     hidden = torch.cat([flat, flat.new_zeros(flat.shape[0], 1)], dim=1).scatter_(1, index, values)
     mask = torch.zeros(hidden.shape, dtype=torch.bool, device=x.device).scatter_(1, index, True)
     if offsets is not None:
-        covered = _neighbours(points, index, offsets, shape)
-        hidden = torch.where(covered, _noise(hidden, generator), hidden)
+        around = _first_only(_neighbours(points, index, offsets, shape), pixels)
+        others = hidden.new_full((flat.shape[0], points.shape[1], offsets.shape[0] - 1), torch.nan)
+        if fill == "window":
+            others = windows.picked(generator, without_centre=True, times=offsets.shape[0] - 1)
+        hidden.scatter_(1, around, _or_noise(others, generator).flatten(1))
     return hidden[:, :-1].reshape(x.shape), mask[:, :-1].reshape(x.shape)
 
 
@@ -80,22 +85,22 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, kind: str = "m
 
 
 def _neighbours(points: Tensor, index: Tensor, offsets: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Where the masks around the hidden pixels reach, without the pixels themselves. -> bool (n, pixels + 1).
+    """Where the masks around the hidden pixels reach, without the pixels themselves. -> places, int64 (n, k (m - 1)).
 
-    index: places of the points, the spare one for those that are not hidden.
+    index: places of the points, the spare one for those that are not hidden, and for what lies outside.
     """
     around = offsets[(offsets != 0).any(dim=1)]
     place = points[:, :, None] + around  # (n, k, m, axes)
     inside = ((place >= 0) & (place < torch.tensor(shape, device=place.device))).all(dim=3)
     pixels = prod(shape)
     inside &= (index < pixels)[..., None]
-    where = torch.where(inside, ravel(place, shape), pixels).flatten(1)
-    covered = torch.zeros((points.shape[0], pixels + 1), dtype=torch.bool, device=place.device)
-    return covered.scatter_(1, where, True)
+    return torch.where(inside, ravel(place, shape), pixels).flatten(1)
 
 
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (torch.rand(like.shape, generator=generator, device=like.device) * 2 - 1) * FILL
+def _or_noise(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform random numbers from -FILL to FILL in the place of NaN."""
+    noise = (torch.rand(values.shape, generator=generator, device=values.device) * 2 - 1) * FILL
+    return torch.where(values.isnan(), noise, values)
 
 
 def _first_only(index: Tensor, spare: int) -> Tensor:

@@ -102,6 +102,12 @@ class Recipe(BaseModel):
     pool: tuple[int, ...] = setting(
         (2, 2), "what it pools by, [z], y, x; 1 leaves an axis alone", "1 or 2, one an axis"
     )
+    blind_fill: Literal["window", "uniform"] = setting(
+        "window",
+        "structn2v: what hidden neighbours become: a random pixel of the window that the blind mask does not hide, or a "
+        "uniform random number from -2 to 2 (normalised), as published",
+        "window or uniform",
+    )
     pooling: Literal["max", "blur"] = setting(
         "max", "how it pools: the maximum, or blurred before it is subsampled (N2V2)", "max or blur"
     )

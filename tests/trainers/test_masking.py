@@ -92,25 +92,27 @@ def cases(draw):
     return shape, None if blind is None else BlindMask.of(blind)
 
 
+@pytest.mark.slow
 @given(
     case=cases(),
     percent=st.floats(0.5, 50),
     radius=st.integers(1, 6),
     seed=st.integers(0, 2**31),
     name=st.sampled_from(sorted(MANIPULATORS)),
+    fill=st.sampled_from(["window", "uniform"]),
 )
 @settings(max_examples=200, deadline=None)
-def test_what_is_hidden_and_by_what(case, percent, radius, seed, name):
+def test_what_is_hidden_and_by_what(case, percent, radius, seed, name, fill):
     """Against an oracle in plain Python: every pixel of every patch is what it should be.
 
     Pixels asked for hold a value of their window (or the window's statistics), without those of the blind mask;
-    their neighbours in the mask a random one; all others are bit-identical, and so is the batch itself.
+    their neighbours in the mask one of such a window, or a random one; all others are bit-identical, and so is the batch itself.
     """
     shape, blind = case
     n = 2 * 2 * prod(shape)
     x = torch.randperm(n, generator=gen(seed)).float().reshape(2, 2, *shape) + 10  # unique, and above every filling
     before = x.clone()
-    hidden, mask = hide(x, gen(seed + 1), percent=percent, radius=radius, manipulator=name, blind=blind)
+    hidden, mask = hide(x, gen(seed + 1), percent=percent, radius=radius, manipulator=name, blind=blind, fill=fill)
     assert torch.equal(x, before)  # the target is the original
     out = left_out(name, blind, len(shape))
     for patch, got, asked in zip(*(a.reshape(4, *shape).numpy() for a in (x, hidden, mask)), strict=True):
@@ -118,8 +120,12 @@ def test_what_is_hidden_and_by_what(case, percent, radius, seed, name):
         around = {tuple(np.add(p, o).tolist()) for p in points for o in out if any(o)} if blind is not None else set()
         filled = {p for p in around if all(0 <= q < m for q, m in zip(p, shape, strict=True))}
         for at in np.ndindex(*shape):
-            if at in filled:
+            if at in filled and fill == "uniform":
                 assert -FILL <= got[at] <= FILL
+            elif at in filled:
+                by = [p for p in points if tuple(np.subtract(at, p).tolist()) in out]
+                offered = [[patch[q] for q in window(shape, p, radius, out)] for p in by]
+                assert any(got[at] in values for values in offered) or (-FILL <= got[at] <= FILL and not all(offered))
             elif asked[at]:
                 values = np.array([patch[p] for p in window(shape, at, radius, out)])
                 if not values.size:
@@ -166,7 +172,8 @@ def test_normal_fitted_follows_its_window():
 def test_hidden_neighbours_are_uniform_and_independent():
     """From -2 to 2 whatever the pixels are, and no two of them related."""
     x = torch.full((1, 1, 512, 512), 7.0)
-    hidden, mask = hide(x, gen(8), percent=1.0, blind=BlindMask.of("1x5"), manipulator="uniform_withoutCP")
+    blind = BlindMask.of("1x5")
+    hidden, mask = hide(x, gen(8), percent=1.0, blind=blind, manipulator="uniform_withoutCP", fill="uniform")
     filled = hidden[(hidden != 7) & ~mask]
     assert stats.kstest(filled.numpy(), "uniform", args=(-2, 4)).pvalue > 1e-3
     pairs = (hidden[..., :-1] != 7) & (hidden[..., 1:] != 7)
@@ -174,15 +181,16 @@ def test_hidden_neighbours_are_uniform_and_independent():
     assert abs(float(np.corrcoef(left, right)[0, 1])) < 4 / np.sqrt(len(left))
 
 
+@pytest.mark.parametrize("fill", ["window", "uniform"])
 @pytest.mark.parametrize("blind", ["1x9", "5x5", "1x17x1"])
-def test_nothing_under_a_blind_mask_reaches_the_network(blind):
+def test_nothing_under_a_blind_mask_reaches_the_network(blind, fill):
     """One hidden pixel a patch: whatever lies under its mask may change, the input of the network stays bit-identical."""
     blind = BlindMask.of(blind)
     shape = (48, 40) if blind.dims == 2 else (9, 30, 24)
     x = torch.randn(1, 1, *shape, generator=gen(1))
     for name in MANIPULATORS:
         for seed in range(40):
-            how = {"percent": 100 / prod(shape), "manipulator": name, "blind": blind}
+            how = {"percent": 100 / prod(shape), "manipulator": name, "blind": blind, "fill": fill}
             hidden, mask = hide(x, gen(seed), **how)
             if int(mask.sum()) != 1:
                 continue
