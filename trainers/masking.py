@@ -8,7 +8,7 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
-from .blind import BlindMask
+from ..zoo.blind import BlindMask
 from .manipulators import MANIPULATORS, Windows, ravel
 
 FILL = 2.0

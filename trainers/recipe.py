@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..zoo.blind import LEGAL, BlindMask
 from ..zoo.dihedral import group
 from ..zoo.errors import RecipeError, nearest
 from ..zoo.image import Image
-from .blind import LEGAL, BlindMask
 from .split import largest_patch, shape_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Recipe(BaseModel):
     )
     blind_fill: Literal["window", "uniform"] = setting(
         "window",
-        "structn2v: what hidden neighbours become: a random pixel of the window that the blind mask does not hide, or a "
+        "structn2v: what hidden neighbours become: a random pixel of the window that the mask does not hide, or a "
         "uniform random number from -2 to 2 (normalised), as published",
         "window or uniform",
     )
@@ -221,8 +221,9 @@ class Recipe(BaseModel):
     def guess(cls, method: str, image: Image | Sequence[Image], **overrides: Any) -> Self:
         """A recipe for a method of METHODS and an image or several; what is not given is guessed from them.
 
-        3D from VOLUME z planes on, or as the blind mask is; the patch shrinks where an image holds no larger one beside
-        its validation strip. Raises RecipeError for an unknown or impossible setting, AxesError for dims 3 without z.
+        3D from VOLUME z planes on, or as the blind mask is (one of y and x hides within each plane); the patch shrinks
+        where an image holds no larger one beside its validation strip. Raises RecipeError for an unknown or impossible
+        setting, AxesError for dims 3 without z.
         """
         if method not in METHODS:
             raise RecipeError(f"there is no method {method!r}{nearest(method, METHODS)}.", mend=", ".join(METHODS))
@@ -231,7 +232,10 @@ class Recipe(BaseModel):
         dims = 3 if deep >= VOLUME else 2
         if overrides.get("blind_mask") is not None:
             with contextlib.suppress(ValueError):  # refused below, in the words of the recipe
-                dims = BlindMask.of(overrides["blind_mask"]).dims
+                blind = BlindMask.of(overrides["blind_mask"])
+                dims = overrides.get("dims", max(dims, blind.dims))
+                if dims == 3 and blind.dims == 2:  # a mask of y and x, in each plane
+                    overrides = overrides | {"blind_mask": [blind.lists()]}
         settings: dict[str, Any] = {"method": method, "dims": dims} | METHODS[method][1] | overrides
         first = cls(**settings)
         if first.dims == 3:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .infer.events import Watch
     from .trainers.recipe import Recipe
     from .trainers.record import Run
+    from .zoo.noise import Noise
 
 OPENING = ("axes", "pixel_size", "series", "stack", "level")
 """The arguments of plan and predict that say how to open the image."""
@@ -58,6 +59,19 @@ def train(
         for g in (images, targets)
     )
     return run_training(recipe, opened, folder, watch=watch, device=device, targets=partners)
+
+
+def study_noise(images: Any, *, dark: Any = None, channel: int = 0, **opening: Any) -> Noise:
+    """Whether neighbouring pixels share their noise: one image or a list, all that `open_image` takes, as it takes it.
+
+    dark: a frame without light. `.method` is n2v or structn2v, `.mask` goes into a recipe's blind_mask.
+    Raises SizeError, ValuesError, AxesError.
+    """
+    from .zoo.noise import study_noise as study
+
+    many = images if isinstance(images, list | tuple) else [images]
+    opened = [open_image(i, **opening) for i in many]
+    return study(opened, dark=None if dark is None else open_image(dark), channel=channel)
 
 
 def need_torch(verb: str) -> None:

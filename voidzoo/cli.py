@@ -46,6 +46,21 @@ def look(
 
 
 @app.command()
+def noise(
+    images: opt.ImageNames, axes: opt.Axes = None, pixel_size: opt.PixelSizes = None, series: opt.Series = None,
+    stack: opt.Stack = None,
+    channel: Annotated[int, typer.Option(help="Number of the channel; 0 is the first.")] = 0,
+    dark: Annotated[str | None, typer.Option(metavar="IMAGE", help="A frame without light.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw it, as a .png.")] = None,
+    json: opt.Json = False,
+) -> None:  # fmt: skip
+    """Whether neighbouring pixels share their noise; proposes N2V or a StructN2V blind mask."""
+    from .noise import noise as run
+
+    run(images, dark, channel, out, opening(axes, pixel_size, series, stack), as_json=json)
+
+
+@app.command()
 def train(
     method: Method,
     data: Annotated[list[str], typer.Argument(help="Images, or folders of TIFFs.")],

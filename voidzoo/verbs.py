@@ -24,6 +24,7 @@ from .infer.plan import Plan
 from .infer.report import result_text, size_text
 from .infer.restore import restored_layers
 from .many import DONE, FAILED, HOLES, Index, brief, holes_of, in_words, places, stem
+from .noise import measured_mask
 from .screen import for_people, say, warn
 from .zoo.errors import BlocksFailed, DependencyError, DeviceError, PackageError, RecipeError, VoidzooError, nearest
 from .zoo.image import Image
@@ -93,6 +94,8 @@ def train(
     if recipe_file is not None and not recipe_file.is_file():
         raise RecipeError(f"there is no recipe {recipe_file}.", mend="the recipe.yaml of a run folder")
     images = [open_image(d, **how) for d in data]
+    if method == "structn2v" and not recipe_file and settings.get("blind_mask") is None:
+        settings = settings | {"blind_mask": measured_mask(images, watch)}
     recipe = Recipe.from_yaml(recipe_file) if recipe_file else _guess(method, images, settings)
     if recipe_file and settings:
         recipe = recipe.with_settings(settings)

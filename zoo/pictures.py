@@ -12,7 +12,7 @@ from .errors import SizeError
 from .quantiles import percentiles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -101,6 +101,47 @@ def loss_curve(
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     _replace(buffer.getvalue(), Path(path))
+
+
+def noise_curves(
+    autocorrelation: Mapping[str, Sequence[float]], error: Mapping[str, Sequence[float]], threshold: float,
+    mask: NDArray[Any] | None, path: str | Path,
+) -> None:  # fmt: skip
+    """Write a PNG: the noise's autocorrelation over the lag by axis, its standard errors, and the blind mask (y, x)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, shown = figure.subplots(1, 2, width_ratios=[2, 1])
+    for colour, (axis, values) in enumerate(autocorrelation.items()):
+        lags = np.arange(1, len(values))
+        curves.errorbar(lags, values[1:], error[axis][1:], marker="o", label=f"along {axis}", color=f"C{colour}")
+    curves.axhspan(-threshold, threshold, color="0.9", label="not worth a mask")
+    curves.axhline(0, color="0.4", linewidth=0.8)
+    curves.set_xlabel("distance (pixels)")
+    curves.set_ylabel("correlation of the noise")
+    curves.legend(frameon=False)
+    drawn = np.ones((1, 1)) if mask is None else np.asarray(mask, float)
+    height, width = drawn.shape
+    shown.imshow(drawn, cmap="Greys", vmin=0, vmax=1.6, extent=(-width / 2, width / 2, height / 2, -height / 2))
+    shown.add_patch(_centre())
+    shown.set_xticks(np.arange(-(width // 2), width // 2 + 1, max(1, width // 6)))
+    shown.set_yticks(np.arange(-(height // 2), height // 2 + 1, max(1, height // 6)))
+    shown.set_xlabel("x (pixels)")
+    shown.set_ylabel("y (pixels)")
+    shown.set_title(
+        "blind mask (red: the pixel itself)" if mask is not None else "single pixels are hidden", fontsize=10
+    )
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    _replace(buffer.getvalue(), Path(path))
+
+
+def _centre() -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((-0.5, -0.5), 1, 1, color="C3")
 
 
 def _write(picture: Any, path: Path) -> None:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from voidzoo.trainers.blind import BlindMask
 from voidzoo.trainers.manipulators import MANIPULATORS, Windows
 from voidzoo.trainers.masking import FILL, hide, masked_loss, stratified
 from voidzoo.trainers.recipe import Recipe
+from voidzoo.zoo.blind import BlindMask
 
 
 def gen(seed):

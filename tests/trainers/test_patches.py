@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from voidzoo.trainers.blind import BlindMask
 from voidzoo.trainers.patches import Patches, load, raw_samples, validation_batches
 from voidzoo.trainers.recipe import Recipe
 from voidzoo.trainers.split import largest_patch, shape_of, split
+from voidzoo.zoo.blind import BlindMask
 from voidzoo.zoo.errors import AxesError, SizeError
 from voidzoo.zoo.normalise import Normalisation
 from voidzoo.zoo.open import open_image

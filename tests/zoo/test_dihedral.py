@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from voidzoo.trainers.blind import BlindMask
+from voidzoo.zoo.blind import BlindMask
 from voidzoo.zoo.dihedral import ALL, group, turned, turned_back
 
 

@@ -134,7 +134,7 @@ class MaxBlurPool(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(self, pool: Sequence[int], channels: int) -> None:
-        """pool: 1 or 2 for each spatial axis. channels: c, fixed, so that the exported convolution has a known shape."""
+        """pool: 1 or 2 for each spatial axis. channels: c, fixed, so that the exported convolution knows its shape."""
         super().__init__()
         self.pool = tuple(pool)
         kernel = torch.ones((1,) * len(self.pool))
