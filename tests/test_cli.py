@@ -645,3 +645,58 @@ def test_exit_codes_of_real_processes(tmp_path: Path) -> None:
     assert told.out == ""
     assert told.err.startswith("error: nope.tif does not exist.")
     assert "Traceback" in voidzoo(tmp_path, "look", "nope.tif", "--debug", code=2).err
+
+
+def structured(path: Path, axis: int, side: int = 256) -> Path:
+    """A micrograph whose noise is shared by three neighbours along an axis."""
+    rng = np.random.default_rng()
+    noise = rng.normal(0, 60, [side, side])
+    noise = sum(np.roll(noise, k, axis) for k in range(3)) / np.sqrt(3)
+    tifffile.imwrite(
+        path, (micrograph(rng, (side, side), "float32") + noise).astype(np.float32), metadata={"axes": "YX"}
+    )
+    return path
+
+
+def test_noise_proposes_what_training_then_does(shell: Shell, tmp_path: Path) -> None:
+    """The axis that was smeared, as text, JSON and picture; structn2v without a mask takes the same one."""
+    image = structured(tmp_path / "smeared.tif", axis=0)
+    told = shell("noise", image, "--axes", "yx", "-o", "noise.png")
+    assert told.code == 0, told
+    assert re.search(r"^along y  correlated to 2 pixels   \(0\.[567]", told.out, re.MULTILINE)
+    assert re.search(r"^along x  not correlated", told.out, re.MULTILINE)
+    assert f"voidzoo train structn2v {image} -o run --blind-mask 5x1" in told.out
+    assert (tmp_path / "noise.png").read_bytes()[:4] == b"\x89PNG"
+    found = json.loads(shell("noise", image, "--axes", "yx", "--json").out)
+    assert (found["method"], found["axes"], found["text"]) == ("structn2v", ["y"], "5x1")
+    assert found["mask"] == [[1]] * 5
+    trained = shell("train", "structn2v", image, "--axes", "yx", "-o", "run", *TINY)
+    assert trained.code == 0, trained
+    assert "noise    correlated along y: blind mask 5x1" in trained.out
+    assert vz.load_run(tmp_path / "run").recipe.blind_mask == [[1]] * 5
+
+
+def test_white_noise_is_not_masked(shell: Shell, tmp_path: Path) -> None:
+    image = noisy(tmp_path / "white.tif", (128, 128))
+    told = shell("noise", image, "--axes", "yx")
+    assert f"proposal n2v: voidzoo train n2v {image} -o run" in told.out
+    text = shell.fails(2, "train", "structn2v", image, "--axes", "yx", "-o", "run")
+    assert "there is nothing to mask" in text
+    assert "voidzoo train n2v" in text
+    assert not (tmp_path / "run").exists()
+    assert "-o noise.png" in shell.fails(2, "noise", image, "-o", "noise.jpg")
+
+
+def test_care_and_its_target(shell: Shell, tmp_path: Path) -> None:
+    """Pairs are trained on, and what comes out is a package on the scale of the target; without a target it is refused."""
+    image = noisy(tmp_path / "noisy.tif")
+    pixels = tifffile.imread(image).astype(np.float32)
+    tifffile.imwrite(tmp_path / "clean.tif", pixels / 1000, metadata={"axes": "YX"})
+    told = shell("train", "care", image, "--axes", "yx", "--target", "clean.tif", "-o", "run", *TINY)
+    assert told.code == 0, told
+    run = vz.load_run(tmp_path / "run")
+    assert run.target_normalisation.mean[0] == pytest.approx(run.normalisation.mean[0] / 1000, rel=1e-3)
+    assert "care learns from pairs" in shell.fails(2, "train", "care", image, "--axes", "yx", "-o", "other", *TINY)
+    assert "takes no target" in shell.fails(
+        2, "train", "n2v", image, "--axes", "yx", "--target", image, "-o", "o", *TINY
+    )

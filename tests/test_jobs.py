@@ -24,7 +24,8 @@ def blocks(page: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_every_command_and_snippet_runs(page: str, tmp_path: Path) -> None:
     """Only the length of the training is changed; a command that the page shows and that fails is a bug."""
-    shutil.copyfile(SAMPLE, tmp_path / "noisy.tif")
+    for name in ("noisy.tif", "clean.tif"):
+        shutil.copyfile(SAMPLE, tmp_path / name)
     found = blocks(page)
     assert found
     for kind, text in found:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .image import Image
 
 TILE = 64
-"""Side of the squares that the spectra are taken of; 32 where the image has too few."""
+"""Side of the squares that the spectra are taken of; half of it where the image has less than FEW."""
+FEW = 16
 FINE = 0.35
 """Cycles a pixel from which on an axis is taken to show noise alone (Nyquist: 0.5)."""
 CORRELATED = 0.1
@@ -47,7 +48,7 @@ class Noise:
     """What was found. autocorrelation: by axis, from lag 0 (1.0) to REACH; error: standard errors of the same.
 
     source: what was looked at. share: of the noise in the variance of a typical tile. signal: half width of the
-    signal's own autocorrelation in pixels by axis (0: none to be seen). mask: None where single pixels are to be hidden (N2V).
+    signal's own autocorrelation in pixels by axis (0: none to be seen). mask: None where single pixels are hidden.
     """
 
     source: str
@@ -163,7 +164,7 @@ def _tiles(planes: Sequence[NDArray[np.float64]], names: str) -> NDArray[np.floa
             f"{names}: {smallest} pixels are too few to tell noise from structure.", mend="at least 32 x 32"
         )
     room = sum((p.shape[0] // TILE) * (p.shape[1] // TILE) for p in planes)
-    side = TILE if room >= 4 * TILE // 16 else 32
+    side = TILE if room >= FEW else TILE // 2
     cut = []
     for plane in planes:
         rows, columns = (n // side for n in plane.shape)
