@@ -244,6 +244,8 @@ def refuse_choices(choices: Choices) -> None:
             f"--tolerance {choices.tolerance:g} is no error in units of the result's std: 0 (exact) to below 1.",
             mend="--tolerance 1e-3",
         )
+    if choices.tolerance and choices.tta:
+        raise SizeError("--tolerance cuts halos for speed, --tta takes 8 times as long for quality.", mend="choose one")
     if choices.skip_below is not None and not isfinite(choices.skip_below):
         raise SizeError(f"--skip-below {choices.skip_below:g} is no grey value.", mend="e.g. --skip-below 100")
 

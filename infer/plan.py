@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..zoo.dihedral import KEEPS_SIDES
 from ..zoo.image import Image, PixelSize
 from ..zoo.package import Package
 from .geometry import Geometry, Port
 from .grid import Axis, Span, blocks
 from .report import plan_text, size_text
+from .turns import turns_of
 
 if TYPE_CHECKING:
     from .networks.session import Session
@@ -76,7 +78,8 @@ class Choices:
 
     only: the part that is done, start and stop by letter. sample: letters of loop axes that belong to the statistical
     sample beside the axes of the model. skip_below: blocks without any value above are not run. tolerance: the error
-    (in units of the output's std) that a smaller halo may cost. precision: fp32 or fp16.
+    (in units of the output's std) that a smaller halo may cost. precision: fp32 or fp16. tta: the mean over the turned
+    and mirrored image.
     """
 
     only: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -86,6 +89,7 @@ class Choices:
     precision: str = "fp32"
     allow_nan: bool = False
     trust_code: bool = False
+    tta: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -241,8 +245,15 @@ class Plan:
         return tiles * prod(self.part[a].size for a in self.loops)
 
     @cached_property
+    def turns(self) -> tuple[int, ...]:
+        """The codes (zoo.dihedral) under which the network runs on each tile; (0,) without --tta."""
+        return turns_of(self)
+
+    @cached_property
     def one_shape(self) -> bool:
         """Whether all runs of the network are of the same shape."""
+        if not set(self.turns) <= set(KEEPS_SIDES) and self.tile["y"] != self.tile["x"]:
+            return False
         for a, axis in self.model_axes.items():
             if len({t.read.size for span in self.spans[a] for t in axis.tiles(span, self.tile[a])}) > 1:
                 return False

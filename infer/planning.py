@@ -35,6 +35,7 @@ from .plan import Choices, Plan
 from .report import size_text
 from .shaping import FREE, SPARING, Sizes, asked_block, asked_tile, cached, shaped, with_costs
 from .sight.plan_halos import with_known_halos, with_nothing_cut, with_tolerance
+from .turns import turns_of
 
 if TYPE_CHECKING:
     from .networks.processing import Processing
@@ -94,6 +95,7 @@ def make_plan(
                 asked=tuple(n for n, sizes in (("tile", tile), ("block", block)) if sizes is not None)),
         only or {}, sample,
     )  # fmt: skip
+    turns_of(draft)  # a network that cannot be turned is refused before anything is measured
     process = _process_memory()
     if facts is not None and _same_job(draft, facts) and _as_asked(draft.pinned(facts), tile, block):
         # a finished TIFF does not hold what was measured, and nothing of it is to be done any more

@@ -39,7 +39,8 @@ def plan_text(plan: Plan) -> str:
         + (f"   GPU {size_text(plan.memory.device)}" if plan.memory.device else ""),
         f"disk     up to {size_text(plan.disk)} with the pyramid, before compression",
         f"device   {plan.device_name} (asked: {plan.device})"
-        + (f"   {plan.choices.precision}" if plan.choices.precision != "fp32" else ""),
+        + (f"   {plan.choices.precision}" if plan.choices.precision != "fp32" else "")
+        + (f"   mean over {len(plan.turns)} turns" if plan.choices.tta else ""),
         f"time     about {duration(plan.seconds)}   ({plan.rate / 1e6:.2f} Mvox/s, measured)",
     ]
     lines += [f"note     {note}" for note in plan.notes]

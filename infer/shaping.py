@@ -43,6 +43,8 @@ SPARING, FREE = 1.05, 1.015
 """How many times the pixels the network may run on for half the memory or less: by default, and where the user said how
 much may be taken. Smaller tiles are a little faster for their size: the first costs 3 % of the time, the other nothing
 (docs/decisions/0014)."""
+TURNED = 8
+"""Bytes per value that a turned tile and the sum of its results take beside them (--tta)."""
 GPU_SHARE = 0.8
 """Of a GPU's free memory; cuDNN takes workspace beside the tensors. A tile that does not fit after all is halved."""
 
@@ -276,7 +278,12 @@ def _block_memory(plan: Plan) -> int:
 
 def with_costs(plan: Plan, measured: Probe, process: int) -> Plan:
     """Fill in what the plan costs: memory as a sum of terms, disk with the pyramid and staging, time."""
-    network = int(plan.workers * plan.batch * prod(plan.tile.values()) * (measured.bytes_per_voxel + 8))
+    beside = (
+        8
+        if plan.turns == (0,)
+        else 8 + TURNED * sum(p.channels * _pixels(p.ratio) for p in (*plan.geometry.inputs, *plan.geometry.outputs))
+    )
+    network = int(plan.workers * plan.batch * prod(plan.tile.values()) * (measured.bytes_per_voxel + beside))
     overhead = prod(_run_length(plan, a) for a in plan.model_axes) / prod(plan.part[a].size for a in plan.model_axes)
     gpu = plan.device_name.startswith(("cuda", "tensorrt"))
     # the last blocks may leave workers idle
@@ -287,7 +294,7 @@ def with_costs(plan: Plan, measured: Probe, process: int) -> Plan:
         overhead=overhead,
         memory=Memory(process, 0 if gpu else network, _block_memory(plan), network if gpu else 0),
         disk=int(plan.nbytes * 4 / 3),
-        seconds=voxels * overhead / measured.voxels_per_second,
+        seconds=voxels * overhead * len(plan.turns) / measured.voxels_per_second,
         rate=measured.voxels_per_second,
         bytes_per_voxel=measured.bytes_per_voxel,
     )

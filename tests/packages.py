@@ -57,7 +57,8 @@ def make_package(
     rules = axis_rules(geometry({"kernel": built.kernel, "pool": built.pool, **config}))
     raw = RawToDenoised(built, Normalisation((mean,) * channels, (std,) * channels), dims)
     if outputs != channels:  # one scale for all outputs
-        raw.mean, raw.std = raw.mean[:, :1], raw.std[:, :1]
+        for name in ("mean", "std", "mean_out", "std_out"):
+            setattr(raw, name, getattr(raw, name)[:, :1])
     onnx = to_onnx(raw, channels, "".join(rules), {a: r.minimum for a, r in rules.items()})
     write_package(folder, onnx, rules, [f"in{i}" for i in range(channels)], [f"out{i}" for i in range(outputs)],
                   kinds=list(kinds or ["intensity"] * outputs))  # fmt: skip

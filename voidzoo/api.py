@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OPENING = ("axes", "pixel_size", "series", "stack", "level")
 """The arguments of plan and predict that say how to open the image."""
-CHOICES = ("skip_below", "tolerance", "precision", "allow_nan", "trust_code")
+CHOICES = ("skip_below", "tolerance", "precision", "allow_nan", "trust_code", "tta")
 """Those that become `infer.plan.Choices`."""
 
 
@@ -85,7 +85,7 @@ def plan(package: Package | str | Path, image: Any, **settings: Any) -> Plan:
 
     settings: scheduler (as for `predict`), channel, inputs (further inputs by name), dtype, memory (bytes or "16GB"),
     tile, block, device, only (`"z=10:20"` or `{"z": (10, 20)}`), mask, skip_below, sample, rescale, tolerance,
-    precision, allow_nan, trust_code, and those of `open_image`: axes, pixel_size, series, stack, level.
+    precision, allow_nan, trust_code, tta, and those of `open_image`: axes, pixel_size, series, stack, level.
     Raises what `predict` would refuse.
     """
     opening = {k: settings.pop(k) for k in OPENING if k in settings}

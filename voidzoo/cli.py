@@ -144,7 +144,8 @@ def plan(
     model: opt.ModelName, image: opt.ImageName, axes: opt.Axes = None, pixel_size: opt.PixelSizes = None,
     series: opt.Series = None, stack: opt.Stack = None, level: opt.Level = 0, channel: opt.Channel = None,
     inputs: opt.Input = None, sample: opt.Sample = None, rescale: opt.Rescale = False, trust_code: opt.Trust = False,
-    precision: opt.Precision = "fp32", tolerance: opt.Tolerance = None, only: opt.Only = None, mask: opt.Mask = None,
+    precision: opt.Precision = "fp32", tolerance: opt.Tolerance = None, tta: opt.Tta = False,
+    only: opt.Only = None, mask: opt.Mask = None,
     skip_below: opt.SkipBelow = None, memory: opt.Memory = None, tile: opt.Tile = None, block: opt.Block = None,
     dtype: opt.Dtype = None, device: opt.Device = "auto", allow_nan: opt.Nan = False, out: opt.MaybeOut = None,
     overwrite: opt.Overwrite = False, scheduler: opt.Scheduler = "threads", ome_zarr: opt.OmeZarr = "0.5",
@@ -155,8 +156,8 @@ def plan(
 
     settings = _settings(
         channel=channel, inputs=inputs, sample=sample, rescale=rescale, trust_code=trust_code, precision=precision,
-        tolerance=tolerance, only=only, mask=mask, skip_below=skip_below, memory=memory, tile=tile, block=block,
-        dtype=dtype, device=device, allow_nan=allow_nan,
+        tolerance=tolerance, tta=tta, only=only, mask=mask, skip_below=skip_below, memory=memory, tile=tile,
+        block=block, dtype=dtype, device=device, allow_nan=allow_nan,
     )  # fmt: skip
     settings |= opening(axes, pixel_size, series, stack, level)
     run(model, image, out, settings, _how(overwrite, scheduler, ome_zarr), as_json=json)
@@ -168,7 +169,7 @@ def predict(
     pixel_size: opt.PixelSizes = None, series: opt.Series = None, stack: opt.Stack = None, level: opt.Level = 0,
     channel: opt.Channel = None, inputs: opt.Input = None, sample: opt.Sample = None, rescale: opt.Rescale = False,
     trust_code: opt.Trust = False, precision: opt.Precision = "fp32", tolerance: opt.Tolerance = None,
-    only: opt.Only = None, mask: opt.Mask = None, skip_below: opt.SkipBelow = None,
+    tta: opt.Tta = False, only: opt.Only = None, mask: opt.Mask = None, skip_below: opt.SkipBelow = None,
     skip_failed: opt.SkipFailed = False, preview: opt.Preview = False, memory: opt.Memory = None,
     tile: opt.Tile = None, block: opt.Block = None, dtype: opt.Dtype = None, device: opt.Device = "auto",
     allow_nan: opt.Nan = False, overwrite: opt.Overwrite = False, scheduler: opt.Scheduler = "threads",
@@ -180,8 +181,8 @@ def predict(
 
     settings = _settings(
         channel=channel, inputs=inputs, sample=sample, rescale=rescale, trust_code=trust_code, precision=precision,
-        tolerance=tolerance, only=only, mask=mask, skip_below=skip_below, memory=memory, tile=tile, block=block,
-        dtype=dtype, device=device, allow_nan=allow_nan,
+        tolerance=tolerance, tta=tta, only=only, mask=mask, skip_below=skip_below, memory=memory, tile=tile,
+        block=block, dtype=dtype, device=device, allow_nan=allow_nan,
     )  # fmt: skip
     settings |= opening(axes, pixel_size, series, stack, level)
     if preview:

@@ -37,6 +37,7 @@ Precision = Annotated[str, _option("fp32 or fp16.", shown="TYPE", group=MODEL)]
 Tolerance = Annotated[
     float | None, _option("Error for a smaller halo, in std, e.g. 1e-3.", shown="ERROR", group=MODEL)
 ]  # fmt: skip
+Tta = Annotated[bool, _option("Mean over 8 turns of the image: 8 times as long.", "--tta", group=MODEL)]
 Trust = Annotated[bool, _option("Run Python code of the package.", "--trust-code", group=MODEL)]
 
 Only = Annotated[str | None, _option("E.g. z=10:20 or t=3,y=0:512.", shown="PART", group=PART)]

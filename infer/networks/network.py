@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..turns import averaged
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -33,6 +35,7 @@ class Network:
     def __init__(self, plan: Plan, session: Session) -> None:
         self.session = session
         self.ports = plan.geometry
+        self.turns = plan.turns
         self.processing = processing_of(plan)
         self.wanted_of_inputs: Mapping[str, Sequence[Wanted]] = {}
         self.wanted_of_outputs: Mapping[str, Sequence[Wanted]] = {}
@@ -60,8 +63,10 @@ class Network:
         return [np.ascontiguousarray(np.concatenate(parts)) for parts in zip(*done, strict=True)]
 
     def run(self, feeds: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """One run of the network: (n, c, *space) in and out."""
-        return self.session.run(feeds)
+        """(n, c, *space) through the network and out; with --tta the mean over its turns."""
+        if self.turns == (0,):
+            return self.session.run(feeds)
+        return averaged(self.session.run, feeds, self.turns)
 
     def alone(self, region: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the network makes of one region (1, c, *space) of the main image: the channels of all outputs.
