@@ -292,7 +292,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What is pinned when a result is begun, JSON-able."""
         free = ("trust_code", "allow_nan")  # they decide whether it is done, not what comes out
-        unset = ({}, "", None)
+        unset: tuple[Any, ...] = ({}, "", None)
         chosen = {k: v for k, v in asdict(self.choices).items() if k not in free and v not in unset and v is not False}
         return json.loads(json.dumps({
             "model": {"name": self.package.name, "version": self.package.version, "sha256": self.package.sha256},

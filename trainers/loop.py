@@ -43,7 +43,10 @@ class TrainingStarted:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is over and saved. Losses are in units of the normalised image's variance; seconds of this epoch."""
+    """An epoch is over and saved. Losses are in units of the normalised image's variance; seconds of this epoch.
+
+    epochs: how many there will be, 0 where time decides.
+    """
 
     epoch: int
     epochs: int
@@ -91,9 +94,9 @@ class Plateau:
         return lr * self.factor
 
 
-def cosine(lr: float, done: int, epochs: int) -> float:
-    """The learning rate after `done` of all epochs: from lr along half a cosine to 0 (Loshchilov and Hutter 2017)."""
-    return lr * 0.5 * (1 + cos(pi * done / epochs))
+def cosine(lr: float, share: float) -> float:
+    """The learning rate after a share of the training: along half a cosine to 0 (Loshchilov and Hutter 2017)."""
+    return lr * 0.5 * (1 + cos(pi * min(1.0, share)))
 
 
 @dataclass
@@ -106,6 +109,21 @@ class State:
     patches: torch.Generator
     masks: torch.Generator
     history: list[EpochDone] = field(default_factory=list)
+
+    def share(self, recipe: Recipe) -> float:
+        """How much of the training is done, in epochs or, where it has a time, in time: 1 is all."""
+        share = len(self.history) / recipe.epochs
+        spent = sum(e.seconds for e in self.history)
+        return share if recipe.minutes is None else max(share, spent / (60 * recipe.minutes))
+
+    def ended(self, recipe: Recipe) -> str:
+        """Why it is over: `epochs`, `minutes` or `early stop`; empty while it is not."""
+        if len(self.history) >= recipe.epochs:
+            return "epochs"
+        if self.share(recipe) >= 1:
+            return "minutes"
+        best = min(self.history, key=lambda e: e.val_loss).epoch if self.history else 0
+        return "early stop" if recipe.early_stop and len(self.history) - best >= recipe.early_stop else ""
 
     @property
     def best_val_loss(self) -> float:
@@ -156,12 +174,13 @@ def fit(
     save: Callable[[State], None],
     watch: Watch,
 ) -> None:
-    """Train from where `state` is to the recipe's last epoch; `save` is called after each, then `watch`.
+    """Train from where `state` is to the end that the recipe says; `save` is called after each epoch, then `watch`.
 
     patches.batch(n) and validation: float32 (n, c, [z], y, x) on the device of the network.
     Raises TrainingError for a loss that is not finite.
     """
-    for epoch in range(len(state.history) + 1, recipe.epochs + 1):
+    while not state.ended(recipe):
+        epoch = len(state.history) + 1
         began = time.perf_counter()
         lr = state.optimiser.param_groups[0]["lr"]
         total = 0.0
@@ -171,19 +190,22 @@ def fit(
             value, _ = loss(state.network, batch, state.masks)
             state.optimiser.zero_grad(set_to_none=True)
             value.backward()
+            if recipe.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
             state.optimiser.step()
             total += _finite(float(value.detach()), batch, f"epoch {epoch}, step {step} of {recipe.steps}")
 
         val_loss = validate(state.network, loss, validation)
         _finite(val_loss, validation[0], f"the validation of epoch {epoch}")
         best = val_loss < state.best_val_loss
+        epochs = 0 if recipe.minutes else recipe.epochs
+        done = EpochDone(epoch, epochs, total / recipe.steps, val_loss, best, lr, time.perf_counter() - began)
+        state.history.append(done)
         after = state.plateau.next(val_loss, lr)
         if recipe.schedule == "cosine":
-            after = cosine(recipe.learning_rate, epoch, recipe.epochs)
+            after = cosine(recipe.learning_rate, state.share(recipe))
         for group in state.optimiser.param_groups:
             group["lr"] = after
-        done = EpochDone(epoch, recipe.epochs, total / recipe.steps, val_loss, best, lr, time.perf_counter() - began)
-        state.history.append(done)
         save(state)
         watch(done)
 

@@ -44,6 +44,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """What each method is, and where its defaults differ."""
+ENDLESS = 1_000_000
+"""Epochs of a training that ends with its minutes."""
 COUNT = "a whole number from 1"
 SIDES = "one whole number for each spatial axis, e.g. [64, 64] or [16, 64, 64]"
 
@@ -81,6 +83,13 @@ class Recipe(BaseModel):
         10, "plateau: that is, after this many epochs without a better validation loss", COUNT, ge=1
     )
     plateau_min_delta: float = setting(1e-4, "plateau: better means lower by more than this", "a number from 0", ge=0)
+    minutes: float | None = setting(
+        None, "train for this long, over all sittings; epochs are then the most there may be", "a number above 0", gt=0
+    )
+    early_stop: int | None = setting(None, "end after this many epochs without a better validation loss", COUNT, ge=1)
+    gradient_clip: float | None = setting(
+        None, "longest gradient (L2 norm over all weights) that a step follows", "a number above 0", gt=0
+    )
     mask_percent: float = setting(
         1.5, "percent of the pixels of a patch that are hidden in each step", "above 0, at most 50", gt=0, le=50
     )
@@ -237,6 +246,8 @@ class Recipe(BaseModel):
                 if dims == 3 and blind.dims == 2:  # a mask of y and x, in each plane
                     overrides = overrides | {"blind_mask": [blind.lists()]}
         settings: dict[str, Any] = {"method": method, "dims": dims} | METHODS[method][1] | overrides
+        if settings.get("minutes") is not None:
+            settings.setdefault("epochs", ENDLESS)
         first = cls(**settings)
         if first.dims == 3:
             guess = {"batch": 2, "steps": 20, "filters": 16}

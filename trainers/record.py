@@ -131,8 +131,9 @@ class Recorder:
 
     @property
     def done(self) -> bool:
-        """All epochs were done before, and everything is written."""
-        return self.info["state"] == "done" and len(self.info["history"]) >= self.info["recipe"]["epochs"]
+        """It came to its end before, and everything is written."""
+        early = self.info.get("ended", "epochs") != "epochs"
+        return self.info["state"] == "done" and (early or len(self.info["history"]) >= self.info["recipe"]["epochs"])
 
     def begin(self, recipe: Recipe, patch: NDArray[Any]) -> None:
         """Write what is known before the first step; patch: raw (c, [z], y, x) from the held-out part."""
@@ -168,8 +169,10 @@ class Recorder:
             "seconds": sum(e.seconds for e in history),
         }
 
-    def end(self, state: str, denoise: Callable[[Any, NDArray[Any]], NDArray[Any]] | None = None) -> Run:
-        """The last words: `done` or `stopped`; with `denoise` also the pictures, from the best weights."""
+    def end(
+        self, state: str, denoise: Callable[[Any, NDArray[Any]], NDArray[Any]] | None = None, *, why: str = "epochs"
+    ) -> Run:
+        """The last words: `done` (and why) or `stopped`; with `denoise` also the pictures, from the best weights."""
         run = self.run
         if denoise is not None and self.info["history"]:
             history = run.losses
@@ -183,6 +186,7 @@ class Recorder:
             raw = run.validation
             validation_picture(raw, denoise(run.network(), raw), self.folder / "validation.png")
         self.info["state"] = state
+        self.info["ended"] = why if state == "done" else ""
         self._write_info()
         return run
 

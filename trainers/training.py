@@ -120,7 +120,9 @@ def train(
     except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
         recorder.end("stopped")
         raise
-    run = recorder.end("done", lambda net, raw: denoise(net, normalisation, raw, target_normalisation))
+    run = recorder.end(
+        "done", lambda net, raw: denoise(net, normalisation, raw, target_normalisation), why=state.ended(recipe)
+    )
     info = run.info
     watch(TrainingDone(str(folder), len(run.losses), info["best_epoch"], info["best_val_loss"], info["seconds"]))
     return run

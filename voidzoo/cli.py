@@ -73,6 +73,7 @@ def train(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.yaml, e.g. of another run.")] = None,
     epochs: Annotated[int | None, typer.Option(help="How often all patches are seen.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train for a time instead.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
     axes: opt.Axes = None,
     pixel_size: opt.PixelSizes = None,
@@ -86,7 +87,7 @@ def train(
     """Train a denoiser on your images. The same command again continues."""
     from .verbs import train as run
 
-    named = {"epochs": epochs, "blind_mask": blind_mask}
+    named = {"epochs": epochs, "minutes": minutes, "blind_mask": blind_mask}
     settings = {**dict(map(_pair, setting or [])), **{k: v for k, v in named.items() if v is not None}}
     if allow_nan:
         settings["allow_nan"] = True

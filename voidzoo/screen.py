@@ -144,8 +144,9 @@ class Screen:
 
     def _EpochDone(self, event: Any) -> None:  # noqa: N802
         best = "   best so far" if event.best else ""
+        of = f"/{event.epochs}" if event.epochs else ""
         self._line(
-            f"epoch    {event.epoch}/{event.epochs}   train {event.train_loss:.4f}   validation {event.val_loss:.4f}"
+            f"epoch    {event.epoch}{of}   train {event.train_loss:.4f}   validation {event.val_loss:.4f}"
             f"   {event.seconds:.1f} s{best}",
             final=event.epoch == event.epochs,
         )

@@ -454,3 +454,38 @@ def test_devices():
             choose_device("cuda")
     with pytest.raises(DeviceError):
         choose_device("cuda:99")
+
+
+def test_minutes_end_a_training_with_its_learning_rate_at_zero(make_image, tiny, tmp_path):
+    """Time over all sittings counts; the cosine follows it; what is done stays done."""
+    recipe = Recipe.guess("n2v", make_image(), **{k: v for k, v in tiny.items() if k != "epochs"}, minutes=0.04)
+    with pytest.raises(StopHere):
+        train(recipe, make_image(), tmp_path / "run", watch=stop_after(2), device="cpu")
+    run = train(recipe, make_image(), tmp_path / "run", device="cpu")
+    spent = sum(e.seconds for e in run.losses)
+    assert 2.4 <= spent < 2.4 + 3 * max(e.seconds for e in run.losses)
+    assert len(run.losses) > 3
+    assert run.losses[-1].lr < 0.3 * run.losses[0].lr
+    assert (run.state, run.info["ended"]) == ("done", "minutes")
+    assert len(train(recipe, make_image(), tmp_path / "run", device="cpu").losses) == len(run.losses)
+
+
+def test_early_stop(make_image, tiny, tmp_path):
+    """With steps too small to change anything, the best epoch is the first and patience runs out."""
+    still = {"learning_rate": 1e-30, "epochs": 50, "early_stop": 3, "schedule": "plateau"}
+    run = train(Recipe.guess("n2v", make_image(), **(tiny | still)), make_image(), tmp_path / "run", device="cpu")
+    assert run.info["ended"] == "early stop"
+    assert len(run.losses) == run.info["best_epoch"] + 3 < 50
+    assert train(run.recipe, make_image(), tmp_path / "run", device="cpu").info == run.info
+
+
+def test_gradients_are_clipped(make_image, tiny, tmp_path):
+    """A bound far below every gradient makes Adam's first steps as long, but SGD-like sums smaller: weights differ, and
+    a bound far above changes nothing."""
+    plain = Recipe.guess("n2v", make_image(), **tiny)
+    runs = [
+        train(plain.with_settings({"gradient_clip": clip}), make_image(), tmp_path / str(clip), device="cpu")
+        for clip in (None, 1e6, 1e-9)
+    ]
+    assert same(runs[0].network("last"), runs[1].network("last"))
+    assert not same(runs[0].network("last"), runs[2].network("last"))
