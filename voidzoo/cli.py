@@ -206,7 +206,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = Path("demo"),
     quiet: opt.Quiet = False,
 ) -> None:
-    """The whole way on a real image: train, export, prove, plan, predict, report.html. About 3 minutes, 5 on old processors."""
+    """The whole way on a real image: train, export, prove, plan, predict, report.html. About 3 minutes."""
     from .demo import demo as run
 
     run(out, quiet=quiet)
