@@ -19,6 +19,7 @@ from ..zoo.errors import TrainingError
 
 if TYPE_CHECKING:
     from .patches import Patches
+    from .pool import Pool
     from .recipe import Recipe
 
 
@@ -167,7 +168,7 @@ def start(network: Any, recipe: Recipe, device: torch.device) -> State:
 def fit(
     state: State,
     loss: Loss,
-    patches: Patches,
+    patches: Patches | Pool,
     validation: list[Tensor],
     recipe: Recipe,
     *,

@@ -58,6 +58,13 @@ def sample_axes(image: Image, dims: int) -> str:
     return "".join(a for a in ("t", "z")[: 4 - dims] if a in image.axes)
 
 
+def place_of(image: Image, dims: int, sample: int) -> dict[str, int]:
+    """Where the n-th sample lies along t and z."""
+    letters = sample_axes(image, dims)
+    index = np.unravel_index(sample, tuple(image.size(a) for a in letters)) if letters else ()
+    return {a: int(i) for a, i in zip(letters, index, strict=True)}
+
+
 def shape_of(image: Image, dims: int) -> tuple[int, tuple[int, ...]]:
     """(number of samples, spatial sides) of an image for a model of `dims` dimensions."""
     samples = prod((image.size(a) for a in sample_axes(image, dims)), start=1)

@@ -17,12 +17,15 @@ from ..zoo.memory import kept
 from ..zoo.normalise import Normalisation, Statistics
 from ..zoo.pictures import contrast
 from . import denoisers
+from .data import Data, raw_sample
 from .loop import TrainingDone, TrainingStarted, fit, start
+from .memory import fitting
 from .networks.unet import geometry, parameter_count
-from .patches import Patches, load, raw_sample, validation_batches
+from .patches import Patches, validation_batches
+from .pool import Pool
 from .recipe import Recipe
 from .record import Recorder, Run
-from .split import Box, Split, sample_axes, shape_of, split
+from .split import Box, Split, place_of, shape_of, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,10 +50,13 @@ def train(
     watch: Watch | None = None,
     device: str = "auto",
     targets: Image | Sequence[Image] | None = None,
+    memory: int | None = None,
 ) -> Run:
     """Train on an image or several (same channels) and write everything into `folder`; without recipe: n2v, guessed.
 
-    targets: for `care`, the clean or second noisy partner of each image, in their order and of their shape.
+    targets: for `care`, the clean or second noisy partner of each image, in their order and of their shape. memory:
+    bytes that the process may take; images that do not fit into them (by default: into half of what is free) are read
+    part by part while the network trains.
     The same call again continues a training that was stopped or killed, and returns one that is done. `watch` gets
     TrainingStarted, EpochDone (after the epoch is on disk) and TrainingDone.
     Raises SizeError, ValuesError or AxesError for images that cannot be trained on, OutputError for a folder that
@@ -95,19 +101,27 @@ def train(
     if recorder.done:
         return recorder.run
 
-    tensors = [load(i, recipe.dims, normalisation) for i in images]
-    recorder.info["intensity_range"] = _intensity_range(tensors, normalisation)
-    if target_normalisation:
-        pairs = zip(tensors, (load(i, recipe.dims, target_normalisation) for i in partners), strict=True)
-        tensors = [torch.cat(pair, dim=1) for pair in pairs]
-    recorder.begin(recipe, _validation_patch(images, parts, recipe))
-    tensors = [t.to(where) for t in tensors]
+    data = Data(images, recipe.dims, normalisation, partners, target_normalisation)
+    validation = validation_batches(data.read, parts.validation, recipe.patch, recipe.step, recipe.batch)
+    validation = [v.to(where) for v in validation]
     network = network.to(where, memory_format=torch.channels_last if recipe.dims == 2 else torch.channels_last_3d)
     state = start(network, recipe, where)
     if recorder.resumed is not None:
         state.restore(recorder.resumed)
-    patches = Patches(tensors, parts.train, recipe.patch, state.patches, recipe.turns)
-    validation = validation_batches(tensors, parts.validation, recipe.patch, recipe.step, recipe.batch)
+    loss = LOSSES[recipe.method](recipe)
+    room = fitting(data, network, loss, recipe, where, memory)
+    patches: Patches | Pool
+    if room is None:
+        patches = Patches([data.whole(i).to(where) for i in range(len(images))], parts.train, recipe.patch,
+                          state.patches, recipe.turns)  # fmt: skip
+        seen = patches.images
+    else:
+        patches = Pool(data, parts.train, recipe.patch, state.patches, recipe.turns, room=room, batch=recipe.batch,
+                       seed=recipe.seed, device=where)  # fmt: skip
+        patches.step = len(state.history) * recipe.steps
+        seen = patches.sample()
+    recorder.info["intensity_range"] = _intensity_range(seen, normalisation)
+    recorder.begin(recipe, _validation_patch(images, parts, recipe))
 
     watch(
         TrainingStarted(
@@ -116,10 +130,12 @@ def train(
     )
     try:
         with kept():
-            fit(state, LOSSES[recipe.method](recipe), patches, validation, recipe, save=recorder.save, watch=watch)
+            fit(state, loss, patches, validation, recipe, save=recorder.save, watch=watch)
     except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
         recorder.end("stopped")
         raise
+    finally:
+        patches.close()
     run = recorder.end(
         "done", lambda net, raw: denoise(net, normalisation, raw, target_normalisation), why=state.ended(recipe)
     )
@@ -220,14 +236,7 @@ def _regions(image: Image, box: Box, dims: int) -> list[dict[str, slice]]:
     if box.samples == (0, samples) and box.sides == sides:
         return [{}]
     space = {a: slice(*span) for a, span in zip("zyx"[-dims:], box.space, strict=True) if a in image.axes}
-    return [space | {a: slice(i, i + 1) for a, i in _at(image, n, dims).items()} for n in range(*box.samples)]
-
-
-def _at(image: Image, sample: int, dims: int) -> dict[str, int]:
-    """Where the n-th sample lies along t and z."""
-    letters = sample_axes(image, dims)
-    index = np.unravel_index(sample, tuple(image.size(a) for a in letters)) if letters else ()
-    return {a: int(i) for a, i in zip(letters, index, strict=True)}
+    return [space | {a: slice(i, i + 1) for a, i in place_of(image, dims, n).items()} for n in range(*box.samples)]
 
 
 def _fit_normalisation(images: Sequence[Image], parts: Split, recipe: Recipe) -> tuple[Normalisation, tuple[int, ...]]:
@@ -260,7 +269,7 @@ def _intensity_range(tensors: Sequence[Tensor], normalisation: Normalisation) ->
     ranges = []
     for c, (mean, std) in enumerate(zip(normalisation.mean, normalisation.std, strict=True)):
         every = max(1, sum(t[:, c].numel() for t in tensors) // 1_000_000)
-        values = np.concatenate([t[:, c].numpy().reshape(-1)[::every] for t in tensors])
+        values = np.concatenate([t[:, c].cpu().numpy().reshape(-1)[::every] for t in tensors])
         ranges.append([v * std + mean for v in contrast(values)])
     return ranges
 
@@ -277,7 +286,7 @@ def _validation_patch(images: Sequence[Image], parts: Split, recipe: Recipe) -> 
     ]
     for box, sample in places[:: -(-len(places) // 12)]:
         image = images[box.image]
-        pixels = raw_sample(image, recipe.dims, _at(image, int(sample), recipe.dims), box)
+        pixels = raw_sample(image, recipe.dims, int(sample), box.space)
         sides = [min(w, n) // s * s for w, n, s in zip(want, box.sides, recipe.step, strict=True)]
         for share in (0.5, 0.0, 0.25, 0.75, 1.0):
             corner = [int(share * (n - side)) for n, side in zip(box.sides, sides, strict=True)]

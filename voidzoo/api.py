@@ -44,11 +44,13 @@ def train(
     axes: str | None = None,
     pixel_size: Mapping[str, float] | Sequence[float] | None = None,
     targets: Any = (),
+    memory: str | float | None = None,
 ) -> Run:
     """Train on one image or a list (paths, arrays, Images) into a run folder; recipe None: N2V with guessed settings.
 
     targets: for `care`, the clean or second noisy partner of each image. The same call again continues a run that was
-    cut off. axes, pixel_size: as in `open_image`.
+    cut off. axes, pixel_size: as in `open_image`. memory: bytes or "4GB" that the process may take; images that do not
+    fit are read part by part.
     Raises DependencyError without torch; RecipeError, SizeError, ValuesError, AxesError, OutputError, DeviceError.
     """
     need_torch("train")
@@ -58,7 +60,9 @@ def train(
         [open_image(i, axes=axes, pixel_size=pixel_size) for i in (g if isinstance(g, list | tuple) else [g])]
         for g in (images, targets)
     )
-    return run_training(recipe, opened, folder, watch=watch, device=device, targets=partners)
+    return run_training(
+        recipe, opened, folder, watch=watch, device=device, targets=partners, memory=parse_bytes(memory)
+    )
 
 
 def study_noise(images: Any, *, dark: Any = None, channel: int = 0, **opening: Any) -> Noise:

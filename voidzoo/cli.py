@@ -79,6 +79,7 @@ def train(
     pixel_size: opt.PixelSizes = None,
     series: opt.Series = None,
     stack: opt.Stack = None,
+    memory: opt.Memory = None,
     device: opt.Device = "auto",
     allow_nan: opt.Nan = False,
     json: opt.Json = False,
@@ -99,7 +100,7 @@ def train(
         recipe,
         settings,
         opening(axes, pixel_size, series, stack),
-        device,
+        {"device": device, "memory": memory},
         _listener(json, quiet),
     )
 

@@ -85,7 +85,7 @@ def _spaced(sizes: dict[str, int]) -> str:
 
 def train(
     method: str, data: list[str], targets: list[str], out: Path, recipe_file: Path | None, settings: dict[str, Any],
-    how: dict[str, Any], device: str, watch: Callable[[Any], None],
+    how: dict[str, Any], machine: dict[str, Any], watch: Callable[[Any], None],
 ) -> None:  # fmt: skip
     """`voidzoo train`."""
     api.need_torch("train")
@@ -103,7 +103,7 @@ def train(
         warn(f"note     {note}")
     try:
         partners = [open_image(t, **how) for t in targets]
-        run = api.train(recipe, images, out, watch=watch, device=device, targets=partners)
+        run = api.train(recipe, images, out, watch=watch, targets=partners, **machine)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the finished epochs are safe.", mend="the same command again continues") from None
     if not for_people(watch):

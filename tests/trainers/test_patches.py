@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from voidzoo.trainers.patches import Patches, load, raw_samples, validation_batches
+from voidzoo.trainers.data import Data, raw_sample
+from voidzoo.trainers.patches import Patches, validation_batches
 from voidzoo.trainers.recipe import Recipe
 from voidzoo.trainers.split import largest_patch, shape_of, split
 from voidzoo.zoo.blind import BlindMask
@@ -54,7 +55,11 @@ def test_train_and_validation_share_no_pixel(samples, sides, patch, fraction):
     drawn = Patches([secret], parts.train, patches, gen(0)).batch(500)
     assert drawn.shape == (500, 1, *patches)
     assert not drawn.any()
-    assert all(w.all() for w in validation_batches([secret], parts.validation, patches, step, 4))
+
+    def read(_image, sample, space):
+        return secret[(sample, slice(None), *(slice(*s) for s in space))]
+
+    assert all(w.all() for w in validation_batches(read, parts.validation, patches, step, 4))
 
 
 def test_whole_files_are_held_out():
@@ -73,7 +78,7 @@ def test_every_position_is_equally_likely():
     shapes = [(2, (12, 9)), (1, (8, 16)), (1, (10, 10))]
     parts = split(shapes, (4, 4), (4, 4), fraction=0.1, seed=0)
     tensors = [torch.rand(n, 1, *s) for n, s in shapes]
-    image, at = Patches(tensors, parts.train, (4, 4), gen(1)).positions(60_000)
+    image, at = Patches(tensors, parts.train, (4, 4), gen(1)).places(60_000)
     found = torch.cat([image[:, None], at], dim=1).numpy()
     _, counts = np.unique(found, axis=0, return_counts=True)
     expected = sum(
@@ -139,13 +144,13 @@ def test_samples_of_all_axes(axes, shape):
     t, z, c, y, x = full.shape
     n = Normalisation(tuple(float(i + 3) for i in range(c)), tuple(float(2 * i + 1) for i in range(c)))
     planes = full.reshape(t * z, c, y, x)
-    np.testing.assert_array_equal(np.stack(list(raw_samples(image, 2))), planes)
+    np.testing.assert_array_equal(np.stack([raw_sample(image, 2, i) for i in range(t * z)]), planes)
     mean, std = (np.array(v)[:, None, None] for v in (n.mean, n.std))
-    np.testing.assert_allclose(load(image, 2, n).numpy(), (planes - mean) / std, rtol=1e-5)
+    np.testing.assert_allclose(Data([image], 2, n).whole(0).numpy(), (planes - mean) / std, rtol=1e-5)
     assert shape_of(image, 2) == (t * z, (y, x))
     if "z" in axes:
         volumes = full.transpose(0, 2, 1, 3, 4)
-        np.testing.assert_array_equal(np.stack(list(raw_samples(image, 3))), volumes)
+        np.testing.assert_array_equal(np.stack([raw_sample(image, 3, i) for i in range(t)]), volumes)
     else:
         with pytest.raises(AxesError, match="no z axis"):
             shape_of(image, 3)
