@@ -142,7 +142,7 @@ def describe(
         "outputs": [
             {
                 "id": "output",
-                "description": "denoised intensities, on the scale of the input",
+                "description": f"denoised intensities, on the scale of the {_scale(run)}",
                 "axes": _axes(
                     channels,
                     [(a, {"size": {"tensor_id": "input", "axis_id": a}, "halo": r.halo}) for a, r in rules.items()],
@@ -162,7 +162,7 @@ def ours(run: Run, channels: int) -> dict[str, Any]:
     return {
         "version": __version__,
         "method": run.recipe.method,
-        "kinds": ["intensity"] * channels,
+        **({"kinds": ["intensity"] * channels} if _on_the_images_scale(run) else {}),
         "training": {
             "images": [{k: i[k] for k in ("name", "axes", "shape", "dtype")} for i in info["images"]],
             "pixel_size": {a: v for a, v in info["pixel_size"].items() if v is not None},
@@ -189,7 +189,8 @@ def readme(run: Run, about: About) -> str:
 
 {about.description or f"A {run.recipe.method.upper()} denoiser ({run.recipe.dims}D U-Net), trained on {_images(run)}."}
 
-It takes raw intensities and returns denoised intensities on the same scale: do not normalise the image yourself.
+It takes raw intensities and returns denoised intensities on the scale of the {_scale(run)}:
+do not normalise the image yourself.
 
 | channel | mean of the training pixels | standard deviation |
 |---|---|---|
@@ -203,6 +204,16 @@ held-out part was {info["best_val_loss"]:.4g} {_unit(run)} of the image (epoch {
 
 Made with voidzoo {__version__}. `voidzoo predict THIS.zip IMAGE -o OUT.ome.zarr`
 """
+
+
+def _on_the_images_scale(run: Run) -> bool:
+    """Whether a result fits into the image's own dtype: not where care's targets are of another kind of grey values."""
+    dtypes = {i["dtype"] for i in run.info["images"]} | {i["dtype"] for i in run.info.get("targets", [])}
+    return "targets" not in run.info or len(dtypes) == 1
+
+
+def _scale(run: Run) -> str:
+    return "images that it was trained to predict" if "targets" in run.info else "input"
 
 
 def _loss(run: Run) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..zoo.memory import peak_memory
 from ..zoo.version import __version__
 from .blocks import BlockReport
 from .events import StageStarted, Watch
@@ -108,21 +107,3 @@ def what_happened(reports: Sequence[BlockReport], seconds: float, holes: Sequenc
         "seconds_of_last_run": round(seconds, 2),
         "peak_memory": peak_memory(),
     }
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):  # Linux: getrusage would count what the parent held when it started us
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..zoo.errors import BlocksFailed, OutputError, VoidzooError
+from ..zoo.memory import peak_memory
 from .blocks import BlockReport
 from .events import BlockDone, BlockFailed, Done, PlanMade, StageStarted, Watch
-from .finish import layers_of, peak_memory, publish, what_happened
+from .finish import layers_of, publish, what_happened
 from .ledger import Ledger
 from .networks.network import Network
 from .networks.session import make_session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,20 @@ def turns_of(plan: Plan) -> tuple[int, ...]:
     same = (y.step, y.minimum, y.halo, y.fixed) == (x.step, x.minimum, x.halo, x.fixed) and all(
         p.ratio.get("y", 1) == p.ratio.get("x", 1) for p in (*plan.geometry.inputs, *plan.geometry.outputs)
     )
-    given = (plan.package.ours.get("recipe") or {}).get("blind_mask")
-    return group(None if given is None else BlindMask.of(given).hidden, square=same)
+    return group(_blind_mask(plan), square=same)
+
+
+def _blind_mask(plan: Plan) -> NDArray[np.bool_] | None:
+    """That of the package's training. Raises PackageError for something else in its place."""
+    recipe = plan.package.ours.get("recipe")
+    given = recipe.get("blind_mask") if isinstance(recipe, Mapping) else None
+    try:
+        return None if given is None else BlindMask.of(given).hidden
+    except ValueError as error:
+        raise PackageError(
+            f"{plan.package.path}: config.voidzoo.recipe.blind_mask: {error}.",
+            mend="leave --tta out, or export it again",
+        ) from None
 
 
 def averaged(run: Run, feeds: Sequence[NDArray[Any]], turns: Sequence[int]) -> list[NDArray[Any]]:

@@ -32,7 +32,10 @@ VALIDATION_SEED = 20181127
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """The first step is about to be made; `epoch` epochs were done before (0 unless resumed)."""
+    """The first step is about to be made; `epoch` epochs were done before (0 unless resumed).
+
+    image_bytes: of all images as float32. pool_bytes: what of them is held at a time, None: all.
+    """
 
     folder: str
     device: str
@@ -40,6 +43,8 @@ class TrainingStarted:
     steps: int
     epoch: int
     parameters: int
+    image_bytes: int = 0
+    pool_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from ..zoo.errors import ResourceError
+from ..zoo.memory import peak_memory
 
 if TYPE_CHECKING:
     from .data import Data
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 SHARE = 0.5
-"""Of the free memory, what images may take unasked."""
-GPU_SHARE = 0.5
-"""Of a GPU's free memory, what images may take; the rest is the network's."""
+"""Of the free memory, or of a GPU's, what images may take unasked; the rest is the network's."""
 BESIDE = 0.9
 """Of the memory that was given, what is handed out: allocators leave gaps."""
 
@@ -32,23 +30,30 @@ def fitting(
     memory: bytes of the process, None: as many as there are. What a step takes is measured by making one, on a copy of
     the network. Raises ResourceError where a step alone takes more.
     """
-    if device.type == "cuda":
-        if data.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    free = psutil.virtual_memory().available
+    if device.type != "cpu":
+        there = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free
+        if data.nbytes <= SHARE * there:
             return None
-        return int(SHARE * psutil.virtual_memory().available) if memory is None else int(BESIDE * memory)
+        return _coarse(SHARE * free if memory is None else BESIDE * memory)
     if memory is None:
-        free = SHARE * psutil.virtual_memory().available
-        return None if data.nbytes <= free else int(free)
+        return None if data.nbytes <= SHARE * free else _coarse(SHARE * free)
     if data.nbytes * 50 < memory:  # not worth a measurement
         return None
     taken = _step_peak(data.channels, network, loss, recipe)
-    room = int(BESIDE * memory) - taken
+    room = BESIDE * memory - taken
     if room <= 0:
         raise ResourceError(
             f"a step of {recipe.batch} patches takes {taken / 1e6:.0f} MB; --memory is {memory / 1e6:.0f} MB.",
             mend=f"--memory {-(-taken * 1.2 // 1e8) / 10:.1f}GB, or a smaller batch or patch",
         )
-    return None if data.nbytes <= room else room
+    return None if data.nbytes <= room else _coarse(room)
+
+
+def _coarse(room: float) -> int:
+    """Rounded down to an eighth of a power of two, so that a few MB more or less train the same network."""
+    unit = 2 ** max(0, int(room).bit_length() - 4)
+    return int(room) // unit * unit
 
 
 def _step_peak(channels: int, network: Any, loss: Loss, recipe: Recipe) -> int:
@@ -61,14 +66,4 @@ def _step_peak(channels: int, network: Any, loss: Loss, recipe: Recipe) -> int:
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()
-    return _peak()
-
-
-def _peak() -> int:
-    """The process's high-water mark, where the system tells it; else what it takes now."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        line = next(text for text in status.splitlines() if text.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return int(psutil.Process().memory_info().rss)
+    return peak_memory()

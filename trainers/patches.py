@@ -35,21 +35,11 @@ class Positions:
         self.cumulative = self.room.prod(dim=1).cumsum(0)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(image, (sample, [z], y, x) of the first pixel) of n random patches, int64 (n,) and (n, 1 + axes)."""
+        """(box, (sample, [z], y, x) of the first pixel) of n random patches, int64 (n,) and (n, 1 + axes)."""
         where = torch.rand(n, generator=generator, dtype=torch.float64) * self.cumulative[-1]
         box = torch.searchsorted(self.cumulative, where, right=True).clamp(max=len(self.boxes) - 1)
         u = torch.rand((n, self.room.shape[1]), generator=generator, dtype=torch.float64)
-        return self.image[box], self.start[box] + (u * self.room[box]).long()
-
-    def box_of(self, image: int, sample: int, corner: Sequence[int]) -> Box:
-        """The box that a first pixel lies in."""
-        return next(
-            b
-            for b in self.boxes
-            if b.image == image
-            and b.samples[0] <= sample < b.samples[1]
-            and all(low <= c < high for c, (low, high) in zip(corner, b.space, strict=True))
-        )
+        return box, self.start[box] + (u * self.room[box]).long()
 
 
 class Patches:
@@ -69,31 +59,33 @@ class Patches:
     ) -> None:
         """Nothing is copied; the boxes must hold at least one patch each. turns: codes of zoo.dihedral to draw from."""
         self.generator, self.turns = generator, torch.tensor(turns)
-        self.images = images
+        self.images, self.patch = images, patch
         self.views = [_windows(image, patch) for image in images]
         self.positions = Positions(boxes, patch)
 
     def places(self, n: int) -> tuple[Tensor, Tensor]:
         """(image, (sample, [z], y, x) of the first pixel) of n random patches, int64 (n,) and (n, 1 + axes)."""
-        return self.positions.draw(n, self.generator)
+        box, at = self.positions.draw(n, self.generator)
+        return self.positions.image[box], at
 
     def at(self, image: Tensor, at: Tensor) -> Tensor:
         """The patches at places: float32 (n, c, [z], y, x) on the device of the images."""
-        device = self.views[0].device
-        out = None
+        first = self.images[0]
+        out = first.new_empty((len(image), first.shape[1], *self.patch))
         for i in image.unique().tolist():
             chosen = (image == i).nonzero()[:, 0]
-            sample, *corner = at[chosen].T.to(device)
-            found = self.views[i][(sample, slice(None), *corner)]
-            if out is None:
-                out = found.new_empty((len(image), *found.shape[1:]))
-            out[chosen.to(device)] = found
+            sample, *corner = at[chosen].T.to(out.device)
+            out[chosen.to(out.device)] = self.views[i][(sample, slice(None), *corner)]
         return out
 
     def batch(self, n: int) -> Tensor:
         """float32 (n, c, [z], y, x) on the device of the images."""
         out = self.at(*self.places(n))
         return turned_each(out, self.turns, self.generator) if len(self.turns) > 1 else out
+
+    def sample(self) -> Sequence[Tensor]:
+        """All images: float32 (samples, c, [z], y, x) each."""
+        return self.images
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -32,7 +32,7 @@ class Pool:
     A part ("brick") is chosen by a random position in the training boxes, so that over time each position is equally
     likely; the pool holds `slots` of them and gives patches from all alike. After as many steps as use each pixel of a
     brick about once, the oldest makes room for the next, which a thread has read in the meantime. Which brick is n-th
-    follows from seed and n alone: a training that is resumed finds the same pool.
+    follows from seed, room and n alone: a training that is resumed with the same room finds the same pool.
     """
 
     def __init__(
@@ -58,26 +58,21 @@ class Pool:
         self.sides, self.slots = _sides(boxes, patch, data.channels, room - decoded)
         self.every = max(1, ceil(prod(self.sides) / (batch * prod(patch))))
         self.step = 0
-        self.read = 0
+        self._first = -1
         self._held: list[tuple[int, Patches]] = []
         self._reader = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[Patches]] | None = None
 
     def batch(self, n: int) -> Tensor:
         """float32 (n, c, [z], y, x) on the device; counts one step."""
-        first = self.step // self.every
-        self._fill(first)
+        self._fill(self.step // self.every)
+        self.step += 1
         slot = torch.randint(self.slots, (n,), generator=self.generator)
-        out = None
+        out = torch.empty((n, self.data.channels, *self.patch))
         for i in slot.unique().tolist():
             chosen = (slot == i).nonzero()[:, 0]
             brick = self._held[i][1]
-            found = brick.at(*brick.places(len(chosen)))
-            if out is None:
-                out = found.new_empty((n, *found.shape[1:]))
-            out[chosen] = found
-        assert out is not None  # n is at least 1
-        self.step += 1
+            out[chosen] = brick.at(*brick.places(len(chosen)))
         out = out.to(self.device)
         return turned_each(out, self.turns, self.generator) if len(self.turns) > 1 else out
 
@@ -92,15 +87,15 @@ class Pool:
 
     def _fill(self, first: int) -> None:
         """Bricks number first to first + slots - 1, number n in place n % slots; the next one is being read."""
-        held = dict(self._held)
-        wanted = range(first, first + self.slots)
-        if set(held) != set(wanted):
-            self._held = []
-            held = {n: brick for n, brick in held.items() if n in wanted}  # the others make room first
+        if first != self._first:
+            wanted = range(first, first + self.slots)
+            held = {n: brick for n, brick in self._held if n in wanted}
+            self._held = []  # the others make room first
             for n in wanted:
                 if n not in held:
                     held[n] = self._take(n)
             self._held = sorted(held.items(), key=lambda one: one[0] % self.slots)
+            self._first = first
         if self._next is None:
             after = first + self.slots
             self._next = (after, self._reader.submit(self._brick, after))
@@ -117,14 +112,13 @@ class Pool:
     def _brick(self, n: int) -> Patches:
         """Brick number n, read now."""
         generator = torch.Generator().manual_seed(int(np.random.default_rng((self.seed, n)).integers(2**62)))
-        image, (sample, *corner) = (v[0] for v in self.positions.draw(1, generator))
-        box = self.positions.box_of(int(image), int(sample), [int(c) for c in corner])
+        which, ((sample, *corner),) = self.positions.draw(1, generator)
+        box = self.positions.boxes[int(which)]
         space: Space = tuple(
             _span(int(c), lo, hi, side, p)
             for c, (lo, hi), side, p in zip(corner, box.space, self.sides, self.patch, strict=True)
         )
-        pixels = self.data.read(int(image), int(sample), space)[None]
-        self.read += pixels.numel()
+        pixels = self.data.read(box.image, int(sample), space)[None]
         whole = type(box)(0, (0, 1), tuple((0, b - a) for a, b in space))
         return Patches([pixels], [whole], self.patch, self.generator)
 

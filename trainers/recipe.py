@@ -84,7 +84,11 @@ class Recipe(BaseModel):
     )
     plateau_min_delta: float = setting(1e-4, "plateau: better means lower by more than this", "a number from 0", ge=0)
     minutes: float | None = setting(
-        None, "train for this long, over all sittings; epochs are then the most there may be", "a number above 0", gt=0
+        None,
+        "train for this long, over all sittings; epochs are then the most there may be",
+        "a number above 0, below 1e6",
+        gt=0,
+        lt=1e6,
     )
     early_stop: int | None = setting(None, "end after this many epochs without a better validation loss", COUNT, ge=1)
     gradient_clip: float | None = setting(

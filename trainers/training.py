@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from ..zoo.axes import describe
-from ..zoo.errors import AxesError, DeviceError, RecipeError, SizeError
+from ..zoo.errors import AxesError, DeviceError, RecipeError, ResourceError, SizeError
 from ..zoo.image import Image
 from ..zoo.memory import kept
 from ..zoo.normalise import Normalisation, Statistics
@@ -28,12 +29,12 @@ from .record import Recorder, Run
 from .split import Box, Split, place_of, shape_of, split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from .loop import Watch
+    from .loop import State, Watch
 
 
 LOSSES = {"n2v": denoisers.n2v, "n2v2": denoisers.n2v, "structn2v": denoisers.n2v, "care": denoisers.care}
@@ -57,10 +58,12 @@ def train(
     targets: for `care`, the clean or second noisy partner of each image, in their order and of their shape. memory:
     bytes that the process may take; images that do not fit into them (by default: into half of what is free) are read
     part by part while the network trains.
+
     The same call again continues a training that was stopped or killed, and returns one that is done. `watch` gets
     TrainingStarted, EpochDone (after the epoch is on disk) and TrainingDone.
-    Raises SizeError, ValuesError or AxesError for images that cannot be trained on, OutputError for a folder that
-    is taken, DeviceError for a device that is not there, TrainingError for a loss that is not finite.
+    Raises SizeError, ValuesError or AxesError for images that cannot be trained on, RecipeError for targets that a
+    method does not take or lacks, ResourceError where a step does not fit into the memory, OutputError for a folder
+    that is taken, DeviceError for a device that is not there, TrainingError for a loss that is not finite.
     """
     images = [image] if isinstance(image, Image) else list(image)
     recipe = recipe or Recipe.guess("n2v", images)
@@ -109,26 +112,18 @@ def train(
     if recorder.resumed is not None:
         state.restore(recorder.resumed)
     loss = LOSSES[recipe.method](recipe)
-    room = fitting(data, network, loss, recipe, where, memory)
-    patches: Patches | Pool
-    if room is None:
-        patches = Patches([data.whole(i).to(where) for i in range(len(images))], parts.train, recipe.patch,
-                          state.patches, recipe.turns)  # fmt: skip
-        seen = patches.images
-    else:
-        patches = Pool(data, parts.train, recipe.patch, state.patches, recipe.turns, room=room, batch=recipe.batch,
-                       seed=recipe.seed, device=where)  # fmt: skip
-        patches.step = len(state.history) * recipe.steps
-        seen = patches.sample()
-    recorder.info["intensity_range"] = _intensity_range(seen, normalisation)
-    recorder.begin(recipe, _validation_patch(images, parts, recipe))
-
-    watch(
-        TrainingStarted(
-            str(folder), str(where), recipe.epochs, recipe.steps, len(state.history), parameter_count(network)
-        )
+    patches = _patches(
+        data, parts, recipe, state, recorder, lambda: fitting(data, network, loss, recipe, where, memory)
     )
     try:
+        recorder.info.setdefault("intensity_range", _intensity_range(patches.sample(), normalisation))
+        recorder.begin(recipe, _validation_patch(images, parts, recipe))
+        watch(
+            TrainingStarted(
+                str(folder), str(where), recipe.epochs, recipe.steps, len(state.history), parameter_count(network),
+                data.nbytes, recorder.info["pool_bytes"],
+            )
+        )  # fmt: skip
         with kept():
             fit(state, loss, patches, validation, recipe, save=recorder.save, watch=watch)
     except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
@@ -136,12 +131,39 @@ def train(
         raise
     finally:
         patches.close()
-    run = recorder.end(
-        "done", lambda net, raw: denoise(net, normalisation, raw, target_normalisation), why=state.ended(recipe)
-    )
+    # care's result too on the scale of the image, so that they can be compared in one picture
+    run = recorder.end("done", lambda net, raw: denoise(net, normalisation, raw), why=state.ended(recipe))
     info = run.info
     watch(TrainingDone(str(folder), len(run.losses), info["best_epoch"], info["best_val_loss"], info["seconds"]))
     return run
+
+
+def _patches(
+    data: Data, parts: Split, recipe: Recipe, state: State, recorder: Recorder, room: Callable[[], int | None]
+) -> Patches | Pool:
+    """Where the batches come from: all images in memory, or a pool of their parts.
+
+    room: bytes for a pool, None where everything fits; asked once, when a training begins. It goes on with what it was
+    begun with, whatever is free then: another pool would be another training.
+    """
+    device = next(state.network.parameters()).device
+    if "pool_bytes" not in recorder.info:
+        recorder.info["pool_bytes"] = room()
+    held = recorder.info["pool_bytes"]
+    if held is not None:
+        pool = Pool(data, parts.train, recipe.patch, state.patches, recipe.turns, room=held, batch=recipe.batch,
+                    seed=recipe.seed, device=device)  # fmt: skip
+        pool.step = len(state.history) * recipe.steps
+        return pool
+    free = psutil.virtual_memory().available
+    if data.nbytes > free:
+        raise ResourceError(
+            f"the images take {data.nbytes / 1e9:.1f} GB as float32, all of which this training was begun with; "
+            f"{free / 1e9:.1f} GB of memory are free.",
+            mend="close other programs, or begin anew in another folder with --memory",
+        )
+    tensors = [data.whole(i).to(device) for i in range(len(data.images))]
+    return Patches(tensors, parts.train, recipe.patch, state.patches, recipe.turns)
 
 
 def denoise(

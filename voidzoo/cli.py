@@ -79,7 +79,7 @@ def train(
     pixel_size: opt.PixelSizes = None,
     series: opt.Series = None,
     stack: opt.Stack = None,
-    memory: opt.Memory = None,
+    memory: opt.TrainMemory = None,
     device: opt.Device = "auto",
     allow_nan: opt.Nan = False,
     json: opt.Json = False,

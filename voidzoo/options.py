@@ -48,6 +48,9 @@ Preview = Annotated[bool, _option("Only draw one region, beside OUT, in seconds.
 
 Device = Annotated[str, _option("auto, cpu, cuda, cuda:1, mps, tensorrt, ...", shown="DEVICE", group=MACHINE)]
 Memory = Annotated[str | None, _option("E.g. 8GB; else a quarter of what is free.", shown="SIZE", group=MACHINE)]
+TrainMemory = Annotated[
+    str | None, _option("E.g. 8GB; else half of what is free.", "--memory", shown="SIZE", group=MACHINE)
+]
 Tile = Annotated[str | None, _option("Of the network: y,x or z,y,x; else chosen.", shown="SIZES", group=MACHINE)]
 Block = Annotated[str | None, _option("Of work: y,x or z,y,x; else chosen.", shown="SIZES", group=MACHINE)]
 Scheduler = Annotated[

@@ -138,6 +138,9 @@ class Screen:
 
     def _TrainingStarted(self, event: Any) -> None:  # noqa: N802
         say(f"network  {event.parameters:,} parameters on {event.device}")
+        if event.pool_bytes is not None:
+            say(f"images   {size_text(event.image_bytes)} as float32, read part by part: "
+                f"{size_text(event.pool_bytes)} are held at a time")  # fmt: skip
         if event.epoch:
             say(f"Continuing after epoch {event.epoch}.")
         self._last = time.monotonic()

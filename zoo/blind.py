@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LARGEST = 255
+"""Longest side of a mask that is taken: no noise reaches so far, and a number by mistake must not fill the memory."""
 LEGAL = "sides such as 1x9 ([z] x y x x, odd), or nested lists of 0 and 1 with odd sides and 1 in the centre"
 
 
@@ -38,6 +40,8 @@ class BlindMask:
             raise ValueError("it is not a list of lists of 0 and 1")
         if not np.isin(array, (0, 1)).all():
             raise ValueError("it holds other values than 0 and 1")
+        if max(array.shape) > LARGEST:
+            raise ValueError(f"it reaches farther than {LARGEST // 2} pixels")
         if any(n % 2 == 0 for n in array.shape):
             raise ValueError(f"its sides {' x '.join(map(str, array.shape))} are not odd, so that it has no centre")
         hidden = _trimmed(array.astype(bool))
@@ -75,11 +79,14 @@ class BlindMask:
 def _parsed(text: str) -> Any:
     text = text.strip()
     if re.fullmatch(r"\d+(\s*x\s*\d+){1,2}", text):
-        return np.ones([int(n) for n in text.split("x")], bool)
+        sides = [int(n) for n in text.split("x")]
+        if max(sides) > LARGEST:
+            raise ValueError(f"{text} reaches farther than {LARGEST // 2} pixels")
+        return np.ones(sides, bool)
     try:
         return json.loads(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither sides nor lists") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{text[:80]!r} is neither sides nor lists") from None
 
 
 def _trimmed(hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -35,8 +35,8 @@ TAIL = 0.05
 REACH = 12
 """Largest reach of a mask in pixels: 25 wide, beyond which the signal under it cannot be guessed."""
 PLANES = 16
-"""Planes that are looked at, evenly spaced; of each at most SIDE x SIDE pixels in its middle."""
-SIDE = 2048
+"""Planes that are looked at, of all images together, evenly spaced; of each the middle, at most SIDE x SIDE pixels."""
+SIDE = 1024
 NOISY = 0.1
 """Share of noise in the variance below which the picture is called dominated by structure."""
 RESAMPLED = 40
@@ -99,12 +99,15 @@ def study_noise(images: Sequence[Image], *, dark: Image | None = None, channel: 
     for image in images:
         if not 0 <= channel < image.size("c"):
             raise AxesError(f"{image.name} has channels 0 to {image.size('c') - 1}, not {channel}.", mend="--channel 0")
+    some = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, min(PLANES, len(images))).astype(int))]
+    each = PLANES // len(some)
     if dark is not None:
-        planes, source, fine = [p - p.mean() for p in _planes(dark, 0)], f"dark frame {dark.name}", 0.0
+        planes, source, fine = list(_planes(dark, 0, PLANES)), f"dark frame {dark.name}", 0.0
     elif all(image.size("t") >= 2 for image in images):
-        planes, source, fine = [d for i in images for d in _differences(i, channel)], "differences of frames", FINE
+        planes, source, fine = [d for i in some for d in _differences(i, channel, each)], "differences of frames", FINE
     else:
-        planes, source, fine = [p for i in images for p in _planes(i, channel)], "the finest detail of the image", FINE
+        planes = [p for i in some for p in _planes(i, channel, each)]
+        source, fine = "the finest detail of the image", FINE
     tiles = _tiles(planes, ", ".join(i.name for i in images[:3]))
     power = _power(tiles)
     found = {a: _autocorrelation(power if a == "x" else power.transpose(0, 2, 1), fine) for a in "xy"}
@@ -123,21 +126,21 @@ def study_noise(images: Sequence[Image], *, dark: Image | None = None, channel: 
     )
 
 
-def _planes(image: Image, channel: int) -> Iterator[NDArray[np.float64]]:
+def _planes(image: Image, channel: int, count: int) -> Iterator[NDArray[np.float64]]:
     """Planes (y, x) of one channel, evenly spaced over all others; their middles where they are large."""
     middle = {a: _middle(image.size(a)) for a in "yx"}
     places = list(np.ndindex(image.size("t"), image.size("z")))
-    for n in np.unique(np.linspace(0, len(places) - 1, min(PLANES, len(places))).astype(int)):
+    for n in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)):
         t, z = places[n]
         region = {**middle, "t": slice(t, t + 1), "z": slice(z, z + 1), "c": slice(channel, channel + 1)}
         yield _read(image, region)
 
 
-def _differences(image: Image, channel: int) -> Iterator[NDArray[np.float64]]:
+def _differences(image: Image, channel: int, count: int) -> Iterator[NDArray[np.float64]]:
     """Each of some frames less the next: what stands still goes, noise stays (with twice its variance)."""
     middle = {a: _middle(image.size(a)) for a in "yx"}
     z = image.size("z") // 2
-    for t in np.unique(np.linspace(0, image.size("t") - 2, min(PLANES, image.size("t") - 1)).astype(int)):
+    for t in np.unique(np.linspace(0, image.size("t") - 2, min(count, image.size("t") - 1)).astype(int)):
         region = {**middle, "z": slice(z, z + 1), "c": slice(channel, channel + 1)}
         first, second = (_read(image, region | {"t": slice(n, n + 1)}) for n in (int(t), int(t) + 1))
         yield first - second
@@ -145,10 +148,7 @@ def _differences(image: Image, channel: int) -> Iterator[NDArray[np.float64]]:
 
 def _read(image: Image, region: dict[str, slice]) -> NDArray[np.float64]:
     pixels = image.read({a: s for a, s in region.items() if a in image.axes})
-    plane = pixels.reshape([pixels.shape[image.axes.index(a)] for a in image.axes if a in "yx"])
-    if image.axes.index("y") > image.axes.index("x"):
-        plane = plane.T
-    return plane.astype(np.float64)
+    return pixels.reshape(pixels.shape[-2:]).astype(np.float64)
 
 
 def _middle(side: int) -> slice:
