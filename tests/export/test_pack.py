@@ -132,6 +132,19 @@ def test_bioimageio_accepts_what_we_write(case: str, tmp_path: Path) -> None:
     assert np.abs(found - y[0]).max() <= 1e-4 * y.std()
 
 
+@pytest.mark.usefixtures("no_consumer")
+def test_results_on_another_scale_are_not_rounded_to_the_images_dtype(tmp_path: Path) -> None:
+    """CARE to targets around 0: the package does not say intensity, so that its result stays float32."""
+    package = vz.export(tiny_run(tmp_path / "run", method="care"), tmp_path / "care.zip")
+    x = proof.test_tensors(package)[0][0, 0].astype(np.uint16)
+    found = vz.predict(package, x, axes="yx", device="cpu")
+    assert found.dtype == np.float32
+    assert len(np.unique(found)) > 1000
+    assert abs(found.mean()) < 20
+    plain = vz.export(tiny_run(tmp_path / "n2v"), tmp_path / "n2v.zip")
+    assert vz.predict(plain, x, axes="yx", device="cpu").dtype == np.uint16
+
+
 def corrupt(data: bytes) -> bytes:
     """The graph with one weight changed by 1 percent of the weights' size."""
     model = onnx.load_from_string(data)

@@ -69,6 +69,19 @@ def test_the_blind_mask_of_the_training_decides(mask, turns, tmp_path: Path) -> 
     assert np.abs(got - expected).max() <= 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("mask", ["2x2", {"a": 1}, "99999x99999", "[" * 9000], ids=["even", "dict", "huge", "deep"])
+def test_a_recipe_that_is_none_is_a_fault_of_the_package(mask, tmp_path: Path) -> None:
+    """What stands in a package was written by anybody: a refusal in words, and no memory filled."""
+    make_package(tmp_path / "p")
+    rdf = yaml.safe_load((tmp_path / "p" / "rdf.yaml").read_text())
+    rdf["config"]["voidzoo"]["recipe"] = {"blind_mask": mask}
+    (tmp_path / "p" / "rdf.yaml").write_text(yaml.safe_dump(rdf))
+    x = micrograph(np.random.default_rng(), (128, 128))
+    with pytest.raises(PackageError, match=r"config\.voidzoo\.recipe\.blind_mask"):
+        vz.plan(tmp_path / "p", x, axes="yx", tta=True, device="cpu")
+    vz.plan(tmp_path / "p", x, axes="yx", device="cpu")
+
+
 def test_axes_that_differ_are_not_exchanged(tmp_path: Path) -> None:
     """A network that sees further along y than along x is mirrored and turned by half, never by a quarter."""
     package = make_package(tmp_path / "p", kernel=[5, 3])

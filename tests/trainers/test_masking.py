@@ -258,7 +258,7 @@ def test_the_recipe_knows_every_manipulator():
     ("given", "said"),
     [
         ("2x9", "not odd"), ([[1, 1], [1]], "unequal lengths"), ("1x1", "hides no neighbour"), ("[[0,2,0]]", "other values"),
-        ("nine", "neither sides nor lists"), ([1, 1, 1], "list of lists"), ("1x3x3x3", "neither"),
+        ("nine", "neither sides nor lists"), ([1, 1, 1], "list of lists"), ("1x3x3x3", "neither"), ("1x999", "reaches farther"),
     ],
 )  # fmt: skip
 def test_impossible_blind_masks_are_refused(given, said):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import types
 from math import prod
 
 import numpy as np
+import psutil
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,23 +121,79 @@ class StopHere(Exception):  # noqa: N818
     pass
 
 
-def test_training_from_a_pool_resumes_bit_equal(make_image, tiny, tmp_path, monkeypatch):
-    """Images that do not fit: a stop and a resume give the weights of an undisturbed training."""
-    monkeypatch.setattr("voidzoo.trainers.training.fitting", lambda *_: 200_000)
-    images = [make_image(i, (6, 128, 120), "zyx") for i in range(3)]
-    recipe = Recipe.guess("n2v", images, **(tiny | {"epochs": 4, "steps": 12}))
-    straight = train(recipe, images, tmp_path / "straight", device="cpu")
+def free_memory(monkeypatch, nbytes):
+    """What the system says is free."""
+    system = types.SimpleNamespace(available=nbytes)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: system)
 
-    def stop(event):
-        if isinstance(event, EpochDone) and event.epoch == 2:
+
+def stop_after(epoch):
+    def watch(event):
+        if isinstance(event, EpochDone) and event.epoch == epoch:
             raise StopHere
 
+    return watch
+
+
+def test_training_from_a_pool_resumes_bit_equal(make_image, tiny, tmp_path, monkeypatch):
+    """Images that do not fit: a stop and a resume give the weights of an undisturbed training, however much is free
+    on the second day; the pool that it was begun with is part of the run.
+    """
+    images = [make_image(i, (6, 128, 120), "zyx") for i in range(3)]
+    recipe = Recipe.guess("n2v", images, **(tiny | {"epochs": 4, "steps": 12}))
+    events = []
+    free_memory(monkeypatch, 400_000)
+    straight = train(recipe, images, tmp_path / "straight", watch=events.append, device="cpu")
+    assert events[0].image_bytes == 4 * 3 * 6 * 128 * 120
+    assert 150_000 < events[0].pool_bytes <= 200_000
     with pytest.raises(StopHere):
-        train(recipe, images, tmp_path / "broken", watch=stop, device="cpu")
+        train(recipe, images, tmp_path / "broken", watch=stop_after(2), device="cpu")
+    free_memory(monkeypatch, 400_000_000)  # now everything would fit
     resumed = train(recipe, images, tmp_path / "broken", device="cpu")
     for which in ("best", "last"):
         a, b = (r.network(which).state_dict() for r in (straight, resumed))
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert load_run(tmp_path / "broken").losses[-1].val_loss == straight.losses[-1].val_loss
+    assert resumed.info["intensity_range"] == straight.info["intensity_range"]
     low, high = straight.info["intensity_range"][0]
     assert 0 < low < 300 < high < 1200
+    assert train(recipe, images, tmp_path / "whole", device="cpu").info["pool_bytes"] is None
+
+
+def test_a_training_that_held_everything_is_not_continued_with_less(make_image, tiny, tmp_path, monkeypatch):
+    images = [make_image(i, (6, 128, 120), "zyx") for i in range(3)]
+    recipe = Recipe.guess("n2v", images, **tiny)
+    with pytest.raises(StopHere):
+        train(recipe, images, tmp_path / "run", watch=stop_after(1), device="cpu")
+    free_memory(monkeypatch, 400_000)
+    with pytest.raises(ResourceError, match="all of which this training was begun with"):
+        train(recipe, images, tmp_path / "run", device="cpu")
+
+
+LIMITED = """
+import sys
+from voidzoo.cli import main
+from voidzoo.zoo.memory import peak_memory
+code = main(["train", "n2v", sys.argv[1], "--axes", "tyx", "-o", sys.argv[2], "--memory", "700MB",
+             "--set", "epochs=2", "--set", "steps=20", "--set", "filters=16", "-q"])
+print(code, peak_memory())
+"""
+
+
+@pytest.mark.slow
+def test_a_real_training_keeps_to_its_memory(tmp_path):
+    """1.6 GB of float32 in a process of its own with --memory 700MB: never more than 15 % above it."""
+    rng = np.random.default_rng()
+    with tifffile.TiffWriter(tmp_path / "big.tif", bigtiff=True) as file:
+        for _ in range(24):
+            plane = rng.integers(100, 900, (4096, 4096), np.uint16)
+            file.write(plane, metadata=None, tile=(512, 512), photometric="minisblack")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "big.tif"), str(tmp_path / "run")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (tmp_path / "big.tif").unlink()
+    code, peak = map(int, done.stdout.split()[-2:])
+    assert code == 0, done.stderr
+    assert load_run(tmp_path / "run").info["pool_bytes"] > 0
+    assert peak <= 1.15 * 700e6

@@ -11,7 +11,8 @@ from scipy.signal import lfilter
 
 from voidzoo.zoo.blind import BlindMask
 from voidzoo.zoo.errors import AxesError, SizeError, ValuesError
-from voidzoo.zoo.noise import REACH, study_noise
+from voidzoo.zoo.image import Image
+from voidzoo.zoo.noise import PLANES, REACH, study_noise
 from voidzoo.zoo.open import open_image
 
 SAMPLES = Path(__file__).parents[2] / "zoo" / "samples"
@@ -121,3 +122,21 @@ def test_a_small_image_is_enough():
     found = study_noise([open_image(pixels.astype(np.float32), axes="yx")])
     assert found.axes == ("x",)
     assert np.array_equal(BlindMask.of(str(found.mask)).hidden, found.mask.hidden)
+
+
+def test_many_large_images_cost_no_more_than_a_few(monkeypatch):
+    """Of 100 images some planes are looked at, and of each its middle."""
+    read = []
+    real = Image.read
+
+    def counted(self, region=None):
+        pixels = real(self, region)
+        read.append(pixels.size)
+        return pixels
+
+    monkeypatch.setattr(Image, "read", counted)
+    pixels = np.random.default_rng().normal(100, 10, (3, 1400, 1500)).astype(np.float32)
+    found = study_noise([open_image(pixels, axes="zyx") for _ in range(100)])
+    assert found.mask is None
+    assert len(read) <= PLANES
+    assert max(read) <= 1024 * 1024
