@@ -13,9 +13,10 @@ import pytest
 from PIL import Image as Pillow
 
 import voidzoo
-from voidzoo import html
+from voidzoo import outcome
 from voidzoo.demo import SAMPLES, demo
 from voidzoo.demo_report import places
+from voidzoo.zoo import html
 from voidzoo.zoo.errors import OutputError
 from voidzoo.zoo.package import AxisRule
 
@@ -70,33 +71,33 @@ def test_a_page_fetches_nothing():
 
 
 def test_the_table_of_plan_and_outcome_says_their_numbers():
-    text = html.plan_and_outcome(PLAN, HAPPENED)
+    text = outcome.plan_and_outcome(PLAN, HAPPENED)
     for number in ("123 MB", "98.4 MB", "80%", "4.2 s", "6.3 s", "1.4 MB", "915 kB", "16 of 256 x 250 (y, x)",
                    "196 of at most 128 x 112 (y, x)", "24 x 20 (y, x)", "2.64", "1,975 values", "7 values"):  # fmt: skip
         assert number in text, number
-    assert "unknown on this system" in html.plan_and_outcome(PLAN, HAPPENED | {"peak_memory": 0})
+    assert "unknown on this system" in outcome.plan_and_outcome(PLAN, HAPPENED | {"peak_memory": 0})
 
 
 def test_the_seam_check_sees_a_step_at_a_border_and_nothing_in_a_smooth_image():
     package = SimpleNamespace(rules={a: AxisRule(minimum=64, step=4, halo=24) for a in "yx"})
-    at = html.borders(package, {"y": 512, "x": 300}, {"y": 256, "x": 256}, {"y": 128, "x": 128})
+    at = outcome.borders(package, {"y": 512, "x": 300}, {"y": 256, "x": 256}, {"y": 128, "x": 128})
     assert at["y"][0] == [256]
     assert at["x"][0] == [256]
     assert len(at["y"][1]) > 2
     assert not set(at["y"][1]) & set(at["y"][0])
     smooth = np.add.outer(np.arange(512.0), np.arange(300.0))
-    even = html.seams(smooth, list(at.values()))
+    even = outcome.seams(smooth, list(at.values()))
     assert (even.block, even.tile, even.elsewhere) == (1.0, 1.0, 1.0)
     assert even.block_pairs == 300 + 512
     stepped = smooth.copy()
     stepped[256:] += 10
     stepped[:, at["x"][1][0] :] += 5
-    seen = html.seams(stepped, list(at.values()))
+    seen = outcome.seams(stepped, list(at.values()))
     assert seen.block == pytest.approx(1 + 10 * 300 / (300 + 512))
     assert seen.tile > 1
     assert seen.elsewhere == 1.0
-    assert html.Seams.from_json(seen.to_json()) == seen
-    assert "no such border" in html.seam_table({"one run": html.seams(smooth, [((), ()), ((), ())])})
+    assert outcome.Seams.from_json(seen.to_json()) == seen
+    assert "no such border" in outcome.seam_table({"one run": outcome.seams(smooth, [((), ()), ((), ())])})
 
 
 def test_the_residual_tells_mean_and_spread():

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import api, html
+from . import api, outcome
 from .infer.report import duration, open_lines
+from .zoo import html
 from .zoo.metrics import affine_fit, psnr_affine
 from .zoo.open import open_image
 from .zoo.package import open_package
@@ -69,27 +70,27 @@ def _measure(
 ) -> None:
     """Add PSNR (dB), plan, outcome (bytes, s), seams and residual (grey values) to the record."""
     stored = json.loads((folder / "denoised.ome.zarr" / "zarr.json").read_text(encoding="utf-8"))
-    plan, outcome = (stored["attributes"]["voidzoo"][k] for k in ("plan", "happened"))
+    plan, said = (stored["attributes"]["voidzoo"][k] for k in ("plan", "happened"))
     raw, clean = psnr_affine(high, noisy, RANGE), psnr_affine(high, denoised, RANGE)
     record |= {"psnr_raw": round(raw, 3), "psnr_denoised": round(clean, 3), "gain_db": round(clean - raw, 3)}
     record["fit"] = dict(zip(("factor", "offset"), affine_fit(high, denoised), strict=True))
     record["plan"] = plan
     record["happened"] = {
-        "seconds": outcome["seconds_of_last_run"],
-        "peak_memory": outcome["peak_memory"],
+        "seconds": said["seconds_of_last_run"],
+        "peak_memory": said["peak_memory"],
         "disk": sum(f.stat().st_size for f in (folder / "denoised.ome.zarr").rglob("*") if f.is_file()),
         "blocks": plan["blocks"],
-        "clipped": outcome["clipped"],
-        "mapped": outcome["mapped"],
+        "clipped": said["clipped"],
+        "mapped": said["mapped"],
     }
     package = open_package(folder / "model.zip")
     sides = noisy.shape
     whole = api.predict(package, noisy, axes="yx", tile=sides, block=sides)
     difference = np.abs(whole.astype(np.int64) - denoised)
-    at = list(html.borders(package, dict(zip("yx", sides, strict=True)), plan["block"], plan["tile"]).values())
+    at = list(outcome.borders(package, dict(zip("yx", sides, strict=True)), plan["block"], plan["tile"]).values())
     record["seams"] = {
-        "denoised": html.seams(denoised, at).to_json(),
-        "whole": html.seams(whole, at).to_json(),
+        "denoised": outcome.seams(denoised, at).to_json(),
+        "whole": outcome.seams(whole, at).to_json(),
         "tiled_minus_whole_max": int(difference.max()),
         "tiled_minus_whole_pixels": int(np.count_nonzero(difference)),
         "tiff_equals_zarr": bool(np.array_equal(_plane(folder / "denoised.ome.tif"), denoised)),
@@ -206,8 +207,8 @@ def _training(folder: Path, record: dict[str, Any]) -> str:
 def _prediction(record: dict[str, Any]) -> str:
     seams = record["seams"]
     rows = {
-        "this result": html.Seams.from_json(seams["denoised"]),
-        "one run on the whole image, same places": html.Seams.from_json(seams["whole"]),
+        "this result": outcome.Seams.from_json(seams["denoised"]),
+        "one run on the whole image, same places": outcome.Seams.from_json(seams["whole"]),
     }
     equal = "the same" if seams["tiff_equals_zarr"] else "NOT the same"
     text = (
@@ -218,9 +219,9 @@ def _prediction(record: dict[str, Any]) -> str:
     )
     return html.section(
         "Prediction: planned and happened",
-        html.plan_and_outcome(record["plan"], record["happened"]),
+        outcome.plan_and_outcome(record["plan"], record["happened"]),
         html.paragraph("Blocks and tiles are far smaller than voidzoo would choose, so that there are borders to see."),
-        html.seam_table(rows),
+        outcome.seam_table(rows),
         html.paragraph(text),
     )
 
