@@ -244,7 +244,7 @@ def make(folder: Path, wanted: str, *, toy: bool = False) -> Path:
         if wanted == name:
             write_package(path, name, NETS[name], random_onnx(NETS[name]))
         else:
-            from training import train
+            from weights import train
 
             train(path, name, toy=toy)
     return path

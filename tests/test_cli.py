@@ -127,9 +127,11 @@ def test_train_and_export_say_what_comes_next(world: World, shell: Shell) -> Non
     assert "done     2 epochs" in told.out
     assert "best validation loss" in told.out
     assert f"next     voidzoo export {world.run} -o run.zip" in told.out
-    for name in ("loss.png", "validation.png", "recipe.yaml"):
+    for name in ("report.html", "recipe.yaml"):
         assert (world.run / name).is_file()
         assert name in told.out
+    verdict = [line.removeprefix("verdict  ") for line in told.out.splitlines() if line.startswith("verdict  ")]
+    assert verdict == vz.load_run(world.run).info["verdict"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "status passed"))
         told = shell("export", world.run, "-o", "again.zip")

@@ -21,7 +21,7 @@ _WHERE = {
     "Run": "record",
     "TrainingDone": "loop",
     "TrainingStarted": "loop",
-    "choose_device": "training",
+    "choose_device": "device",
     "denoise": "training",
     "load_run": "record",
     "train": "training",

@@ -140,6 +140,11 @@ class Recipe(BaseModel):
     validation: float = setting(
         0.1, "share of the pixels that is held out: whole files, planes or a strip", "from 0.01 to 0.5", ge=0.01, le=0.5
     )
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto",
+        "what the network multiplies in while it trains; auto: bf16 (faster, half the memory) where the device has it",
+        "auto, fp32 or bf16",
+    )
     allow_nan: bool = setting(False, "leave out NaN and infinite pixels instead of refusing them", "true or false")
     seed: int = setting(
         0, "same seed, machine and thread count: same weights (on the CPU)", "a whole number from 0", ge=0

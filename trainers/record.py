@@ -1,6 +1,7 @@
 """The run folder: it says by itself what was trained, on what, how far it came and how good it is.
 
-recipe.yaml run.json best.pt last.pt checkpoint.pt loss.csv loss.png validation.npy validation.png
+recipe.yaml run.json best.pt last.pt checkpoint.pt loss.csv validation.npy, and of `report`: progress/ loss.png
+validation.png residual.png report.html.
 Every file is written beside and renamed, so that a kill at any time leaves a folder that can be resumed.
 """
 
@@ -17,7 +18,6 @@ import torch
 
 from ..zoo.errors import OutputError
 from ..zoo.normalise import Normalisation
-from ..zoo.pictures import contrast, loss_curve, side_by_side
 from .loop import EpochDone
 from .networks.unet import build
 from .recipe import Recipe
@@ -169,22 +169,11 @@ class Recorder:
             "seconds": sum(e.seconds for e in history),
         }
 
-    def end(
-        self, state: str, denoise: Callable[[Any, NDArray[Any]], NDArray[Any]] | None = None, *, why: str = "epochs"
-    ) -> Run:
-        """The last words: `done` (and why) or `stopped`; with `denoise` also the pictures, from the best weights."""
+    def end(self, state: str, finish: Callable[[Run], None] | None = None, *, why: str = "epochs") -> Run:
+        """The last words: `done` (and why) or `stopped`; `finish` writes what belongs to a training that is done."""
         run = self.run
-        if denoise is not None and self.info["history"]:
-            history = run.losses
-            loss_curve(
-                [e.epoch for e in history],
-                [e.train_loss for e in history],
-                [e.val_loss for e in history],
-                self.folder / "loss.png",
-                "squared error of hidden pixels (image variances)",
-            )
-            raw = run.validation
-            validation_picture(raw, denoise(run.network(), raw), self.folder / "validation.png")
+        if finish is not None:
+            finish(run)
         self.info["state"] = state
         self.info["ended"] = why if state == "done" else ""
         self._write_info()
@@ -192,32 +181,6 @@ class Recorder:
 
     def _write_info(self) -> None:
         _write(self.folder / "run.json", lambda p: p.write_text(json.dumps(self.info, indent=1), encoding="utf-8"))
-
-
-def validation_picture(raw: NDArray[Any], denoised: NDArray[Any], path: Path) -> None:
-    """Noisy, denoised and residual of the first channel's (middle) plane, (c, [z], y, x), full resolution.
-
-    Noisy and denoised have the same grey scale; the residual (noisy - denoised) has one of the same width around 0,
-    so that structure in it shows signal that was taken for noise.
-    """
-    noisy, clean = (np.asarray(a[0], np.float32) for a in (raw, denoised))
-    where = ""
-    if noisy.ndim == 3:
-        z = noisy.shape[0] // 2
-        noisy, clean, where = noisy[z], clean[z], f" z {z}"
-    low, high = contrast(noisy)
-    half = (high - low) / 2
-    side_by_side(
-        [noisy, clean, noisy - clean],
-        [
-            f"noisy{where}  {low:.4g} to {high:.4g}",
-            f"denoised{where}  {low:.4g} to {high:.4g}",
-            f"residual  {-half:.4g} to {half:.4g}",
-        ],
-        [(low, high), (low, high), (-half, half)],
-        path,
-        factor=max(1, 384 // max(noisy.shape)),
-    )
 
 
 def _info(folder: Path) -> dict[str, Any] | None:
@@ -249,12 +212,13 @@ def _refuse_foreign(folder: Path) -> None:
 def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse to continue a training with another recipe or other images, saying what differs."""
     mend = "choose another folder, or continue it with what it was begun with"
-    keys = [k for k in new["recipe"] if old["recipe"].get(k) != new["recipe"][k]]
+    begun = Recipe.make(old["recipe"]).model_dump(mode="json")  # with the defaults of settings that it did not know
+    keys = [k for k in new["recipe"] if begun[k] != new["recipe"][k]]
     plateau = new["recipe"]["schedule"] == "plateau"  # a cosine would have been another one from the start
     if plateau and keys == ["epochs"] and new["recipe"]["epochs"] >= len(old["history"]):
         keys = []
     if keys:
-        differ = ", ".join(f"{k} {old['recipe'].get(k)}, now {new['recipe'][k]}" for k in keys)
+        differ = ", ".join(f"{k} {begun[k]}, now {new['recipe'][k]}" for k in keys)
         raise OutputError(f"{folder} was begun with another recipe: {differ}.", mend=mend)
     was, now = (str(info.get("device", "cpu")).split(":")[0].split()[0] for info in (old, new))
     if was != now and old["state"] != "done":  # random numbers of one kind of device cannot be continued on another

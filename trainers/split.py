@@ -79,18 +79,25 @@ def split(
     fraction: float,
     seed: int,
     names: Sequence[str] = (),
+    given: int = 0,
 ) -> Split:
     """Hold out `fraction` of the pixels. shapes: (samples, sides) of each image; patch, step: one a spatial axis.
 
-    Two or more images: whole images, at least one. One image of at least STACK samples: a contiguous block of
+    given: so many images, the last ones, were brought to validate on: these are held out and no others. Else, of two
+    or more images whole ones, at least one. One image of at least STACK samples: a contiguous block of
     samples in the middle. Otherwise a strip across the middle of the longer of y and x, from every sample, at
     least half a patch thick; where the halves left would hold no patch, a strip at the end.
     Raises SizeError for an image that does not hold a patch beside the strip, saying the largest that does.
     """
     for i, (_, sides) in enumerate(shapes):
         name = names[i] if i < len(names) else f"image {i}"
-        _check_patch(patch, step, sides, fraction, name=name, alone=len(shapes) == 1)
+        fits = step if i >= len(shapes) - given else patch  # validation takes windows of any size
+        _check_patch(fits, step, sides, fraction, name=name, alone=len(shapes) == 1)
     whole = [Box(i, (0, n), tuple((0, s) for s in sides)) for i, (n, sides) in enumerate(shapes)]
+    if given:
+        return Split(
+            tuple(whole[:-given]), tuple(whole[-given:]), f"{given} image{'s' * (given > 1)} given to validate on"
+        )
     if len(shapes) >= 2:
         count = max(1, round(fraction * len(shapes)))
         held = set(np.random.default_rng(seed).permutation(len(shapes))[:count].tolist())

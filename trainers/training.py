@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..zoo.axes import describe
-from ..zoo.errors import AxesError, DeviceError, RecipeError, ResourceError, SizeError
+from ..zoo.errors import AxesError, RecipeError, ResourceError, SizeError, VoidzooError
 from ..zoo.image import Image
 from ..zoo.memory import kept
+from ..zoo.noise import NOISY, study_noise
 from ..zoo.normalise import Normalisation, Statistics
 from ..zoo.pictures import contrast
 from . import denoisers
 from .data import Data, raw_sample
+from .device import choose_device, choose_precision, describe_device, in_bf16
 from .loop import TrainingDone, TrainingStarted, fit, start
 from .memory import fitting
 from .networks.unet import geometry, parameter_count
@@ -26,7 +28,10 @@ from .patches import Patches, validation_batches
 from .pool import Pool
 from .recipe import Recipe
 from .record import Recorder, Run
+from .report import progress_picture, worth_a_picture, write_report
+from .residual import residuals
 from .split import Box, Split, place_of, shape_of, split
+from .verdict import verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..zoo.noise import Noise
     from .loop import State, Watch
 
 
@@ -51,21 +57,26 @@ def train(
     watch: Watch | None = None,
     device: str = "auto",
     targets: Image | Sequence[Image] | None = None,
+    validate: Image | Sequence[Image] | None = None,
     memory: int | None = None,
 ) -> Run:
     """Train on an image or several (same channels) and write everything into `folder`; without recipe: n2v, guessed.
 
-    targets: for `care`, the clean or second noisy partner of each image, in their order and of their shape. memory:
-    bytes that the process may take; images that do not fit into them (by default: into half of what is free) are read
-    part by part while the network trains.
+    targets: for `care`, the clean or second noisy partner of each image, in their order and of their shape. validate:
+    images to validate on, instead of a part of the others (for care their partners come last in targets). memory: bytes
+    that the process may take; images that do not fit into them (by default: into half of what is free) are read part by
+    part while the network trains.
 
     The same call again continues a training that was stopped or killed, and returns one that is done. `watch` gets
     TrainingStarted, EpochDone (after the epoch is on disk) and TrainingDone.
     Raises SizeError, ValuesError or AxesError for images that cannot be trained on, RecipeError for targets that a
-    method does not take or lacks, ResourceError where a step does not fit into the memory, OutputError for a folder
-    that is taken, DeviceError for a device that is not there, TrainingError for a loss that is not finite.
+    method does not take or lacks and for images both trained and validated on, ResourceError where a step does not fit
+    into the memory, OutputError for a folder that is taken, DeviceError for a device that is not there, TrainingError
+    for a loss that is not finite.
     """
-    images = [image] if isinstance(image, Image) else list(image)
+    images, beside = _list(image), _list(validate)
+    _not_twice(images, beside)
+    images = images + beside
     recipe = recipe or Recipe.guess("n2v", images)
     watch = watch or (lambda _: None)
     where = choose_device(device)
@@ -79,6 +90,7 @@ def train(
         fraction=recipe.validation,
         seed=recipe.seed,
         names=[i.name for i in images],
+        given=len(beside),
     )
     normalisation, left_out = _fit_normalisation(images, parts, recipe)
     target_normalisation = _fit_normalisation(partners, parts, recipe)[0] if partners else None
@@ -112,27 +124,37 @@ def train(
     if recorder.resumed is not None:
         state.restore(recorder.resumed)
     loss = LOSSES[recipe.method](recipe)
+    begun = "fp32" if recorder.resumed else choose_precision(recipe.precision, where)
+    if recorder.info.setdefault("precision", begun) == "bf16":
+        loss = in_bf16(loss, where)
     patches = _patches(
         data, parts, recipe, state, recorder, lambda: fitting(data, network, loss, recipe, where, memory)
     )
     try:
         recorder.info.setdefault("intensity_range", _intensity_range(patches.sample(), normalisation))
-        recorder.begin(recipe, _validation_patch(images, parts, recipe))
+        held_out = _validation_patch(images, parts, recipe)
+        recorder.begin(recipe, held_out)
         watch(
             TrainingStarted(
                 str(folder), str(where), recipe.epochs, recipe.steps, len(state.history), parameter_count(network),
                 data.nbytes, recorder.info["pool_bytes"],
             )
         )  # fmt: skip
+
+        def save(state: State) -> None:
+            epoch = len(state.history)
+            if worth_a_picture(epoch, recipe.epochs):
+                progress_picture(recorder.folder, epoch, held_out, denoise(state.network, normalisation, held_out))
+            recorder.save(state)
+
         with kept():
-            fit(state, loss, patches, validation, recipe, save=recorder.save, watch=watch)
+            fit(state, loss, patches, validation, recipe, save=save, watch=watch)
     except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
         recorder.end("stopped")
         raise
     finally:
         patches.close()
-    # care's result too on the scale of the image, so that they can be compared in one picture
-    run = recorder.end("done", lambda net, raw: denoise(net, normalisation, raw), why=state.ended(recipe))
+    run = recorder.end("done", lambda run: _finish(run, images, validation, where), why=state.ended(recipe))
     info = run.info
     watch(TrainingDone(str(folder), len(run.losses), info["best_epoch"], info["best_val_loss"], info["seconds"]))
     return run
@@ -162,8 +184,30 @@ def _patches(
             f"{free / 1e9:.1f} GB of memory are free.",
             mend="close other programs, or begin anew in another folder with --memory",
         )
-    tensors = [data.whole(i).to(device) for i in range(len(data.images))]
-    return Patches(tensors, parts.train, recipe.patch, state.patches, recipe.turns)
+    trained = sorted({b.image for b in parts.train})  # those held out whole are not needed, and may be small
+    boxes = [replace(b, image=trained.index(b.image)) for b in parts.train]
+    tensors = [data.whole(i).to(device) for i in trained]
+    return Patches(tensors, boxes, recipe.patch, state.patches, recipe.turns)
+
+
+def _finish(run: Run, images: Sequence[Image], validation: Sequence[Tensor], device: torch.device) -> None:
+    """Look at what the best weights take away, say in words how it went, and draw it."""
+    network = run.network().to(device)
+    names, stds = images[0].channel_names(), run.normalisation.std
+    found = residuals(network, validation, names, stds, [_noise(images, c) for c in range(len(names))])
+    run.info["residual"] = [r.to_json() for r in found]
+    run.info["verdict"] = verdict(run.recipe.method, run.losses, found)
+    # care's result too on the scale of the image, so that they can be compared in one picture
+    write_report(run, denoise(network, run.normalisation, run.validation))
+
+
+def _noise(images: Sequence[Image], channel: int) -> Noise | None:
+    """The noise of the images by itself; None where it is too little or the images too small to measure it."""
+    try:
+        found = study_noise(images, channel=channel)
+    except VoidzooError:
+        return None
+    return found if found.share >= NOISY else None
 
 
 def denoise(
@@ -188,32 +232,18 @@ def denoise(
     )
 
 
-def choose_device(word: str) -> torch.device:
-    """auto, cpu, cuda, cuda:1, mps -> a device that is there; auto takes CUDA, then MPS, then the CPU.
+def _list(given: Image | Sequence[Image] | None) -> list[Image]:
+    return [given] if isinstance(given, Image) else list(given or ())
 
-    Raises DeviceError for another word, and for a device that was asked for and is not there.
-    """
-    kind, _, index = word.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
-        raise DeviceError(f"there is no device {word!r}.", mend="--device auto, cpu, cuda, cuda:1 or mps")
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = torch.backends.mps.is_available()
-    if kind == "auto":
-        return torch.device("cuda" if gpus else "mps" if mps else "cpu")
-    if kind == "cuda" and not gpus:
-        build = "was built without CUDA" if torch.version.cuda is None else f"(CUDA {torch.version.cuda}) finds no GPU"
-        raise DeviceError(
-            "CUDA was asked for and is not there.",
-            where=f"torch {torch.__version__} {build}",
-            mend="--device cpu, or a driver and a torch that fit together",
-        )
-    if kind == "cuda" and int(index or 0) >= gpus:
-        raise DeviceError(f"{word} was asked for; the GPUs here are cuda:0 to cuda:{gpus - 1}.", mend="--device cuda:0")
-    if kind == "mps" and not mps:
-        raise DeviceError(
-            "mps was asked for and is not there (it needs a Mac with Apple silicon).", mend="--device cpu"
-        )
-    return torch.device(word)
+
+def _not_twice(images: Sequence[Image], beside: Sequence[Image]) -> None:
+    """Refuse to validate on what is trained on."""
+    for other in beside:
+        if any(i is other or (i.path is not None and i.path == other.path) for i in images):
+            raise RecipeError(
+                f"{other.name} is given to train on and to validate on.",
+                mend="other images after --validate, or none: then a part of the images is held out",
+            )
 
 
 def _same_channels(images: Sequence[Image]) -> None:
@@ -229,7 +259,7 @@ def _same_channels(images: Sequence[Image]) -> None:
 
 def _partners(recipe: Recipe, images: Sequence[Image], targets: Image | Sequence[Image] | None) -> Sequence[Image]:
     """The targets that belong to the images, in their order. Raises RecipeError and SizeError where they do not."""
-    given = [targets] if isinstance(targets, Image) else list(targets or ())
+    given = _list(targets)
     if (recipe.method == "care") != bool(given):
         raise RecipeError(
             f"{recipe.method} learns from the images alone; it takes no target."
@@ -338,7 +368,7 @@ def _describe(
     return {
         "method": recipe.method,
         "seed": recipe.seed,
-        "device": str(device) if device.type == "cpu" else f"{device} {_device_name(device)}",
+        "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "images": [_facts(i) for i in images],
@@ -377,7 +407,3 @@ def _facts(image: Image) -> dict[str, Any]:
         "pixel_size": asdict(image.pixel_size),
         "channels": list(image.channel_names()),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type

@@ -44,24 +44,33 @@ def train(
     axes: str | None = None,
     pixel_size: Mapping[str, float] | Sequence[float] | None = None,
     targets: Any = (),
+    validate: Any = (),
     memory: str | float | None = None,
 ) -> Run:
     """Train on one image or a list (paths, arrays, Images) into a run folder; recipe None: N2V with guessed settings.
 
-    targets: for `care`, the clean or second noisy partner of each image. The same call again continues a run that was
-    cut off. axes, pixel_size: as in `open_image`. memory: bytes or "4GB" that the process may take; images that do not
+    targets: for `care`, the clean or second noisy partner of each image. validate: images to validate on, instead of a
+    part of the others; for `care` their partners come last in targets. The same call again continues a run that was cut
+    off. axes, pixel_size: as in `open_image`. memory: bytes or "4GB" that the process may take; images that do not
     fit are read part by part.
     Raises DependencyError without torch; RecipeError, SizeError, ValuesError, AxesError, OutputError, DeviceError.
     """
     need_torch("train")
     from .trainers.training import train as run_training
 
-    opened, partners = (
+    opened, partners, held_out = (
         [open_image(i, axes=axes, pixel_size=pixel_size) for i in (g if isinstance(g, list | tuple) else [g])]
-        for g in (images, targets)
+        for g in (images, targets, validate)
     )
     return run_training(
-        recipe, opened, folder, watch=watch, device=device, targets=partners, memory=parse_bytes(memory)
+        recipe,
+        opened,
+        folder,
+        watch=watch,
+        device=device,
+        targets=partners,
+        validate=held_out,
+        memory=parse_bytes(memory),
     )
 
 

@@ -68,6 +68,9 @@ def train(
     target: Annotated[
         list[str] | None, typer.Option(help="care: the clean or second noisy partner of each image, in their order.")
     ] = None,
+    validate: Annotated[
+        list[str] | None, typer.Option(help="Images to validate on, instead of a part of the others; repeatable.")
+    ] = None,
     blind_mask: Annotated[
         str | None, typer.Option(metavar="1x9", help="structn2v: which neighbours share a pixel's noise, y x x.")
     ] = None,
@@ -95,7 +98,7 @@ def train(
     run(
         method.value,
         data,
-        target or [],
+        {"targets": target or [], "validate": validate or []},
         out,
         recipe,
         settings,

@@ -84,10 +84,10 @@ def _spaced(sizes: dict[str, int]) -> str:
 
 
 def train(
-    method: str, data: list[str], targets: list[str], out: Path, recipe_file: Path | None, settings: dict[str, Any],
-    how: dict[str, Any], machine: dict[str, Any], watch: Callable[[Any], None],
+    method: str, data: list[str], beside: dict[str, list[str]], out: Path, recipe_file: Path | None,
+    settings: dict[str, Any], how: dict[str, Any], machine: dict[str, Any], watch: Callable[[Any], None],
 ) -> None:  # fmt: skip
-    """`voidzoo train`."""
+    """`voidzoo train`. beside: further images, as arguments of `api.train`; how: they are opened so."""
     api.need_torch("train")
     from .trainers.recipe import Recipe
 
@@ -102,8 +102,8 @@ def train(
     for note in (note for image in images for note in image.notes if for_people(watch)):
         warn(f"note     {note}")
     try:
-        partners = [open_image(t, **how) for t in targets]
-        run = api.train(recipe, images, out, watch=watch, targets=partners, **machine)
+        others: dict[str, Any] = {name: [open_image(o, **how) for o in paths] for name, paths in beside.items()}
+        run = api.train(recipe, images, out, watch=watch, **others, **machine)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the finished epochs are safe.", mend="the same command again continues") from None
     if not for_people(watch):
@@ -113,7 +113,9 @@ def train(
         f"{info['best_val_loss']:.4f} (epoch {info['best_epoch']})")  # fmt: skip
     if any(info["left_out"]):
         say(f"mapped   {sum(info['left_out']):,} NaN or infinite pixels were left out")
-    say(f"look at  {out / 'loss.png'}, {out / 'validation.png'}")
+    for sentence in info["verdict"]:
+        say(f"verdict  {sentence}")
+    say(f"look at  {out / 'report.html'}")
     say(f"recipe   {out / 'recipe.yaml'}")
     say(f"next     voidzoo export {out} -o {out.name}.zip")
 

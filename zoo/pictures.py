@@ -138,6 +138,39 @@ def noise_curves(
     _replace(buffer.getvalue(), Path(path))
 
 
+def residual_curves(
+    residual: Mapping[str, Sequence[float]], noise: Mapping[str, Sequence[float]], error: float, path: str | Path
+) -> None:
+    """Write a PNG: autocorrelation over the lag by axis, of what was taken away (solid) and of the noise (dashed).
+
+    error: standard error of a correlation that is 0, drawn three times as wide.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for colour, (axis, values) in enumerate(residual.items()):
+        lags = range(1, len(values))
+        axes.plot(lags, values[1:], "o-", label=f"residual along {axis}", color=f"C{colour}")
+        if axis in noise:
+            known = noise[axis][1 : len(values)]
+            axes.plot(
+                range(1, len(known) + 1), known, "s--", mfc="none", label=f"noise along {axis}", color=f"C{colour}"
+            )
+    axes.axhspan(-3 * error, 3 * error, color="0.9", label="none (three standard errors)")
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.1), max(high, 0.3))
+    axes.set_xlabel("distance (pixels)")
+    axes.set_ylabel("correlation")
+    axes.legend(frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    _replace(buffer.getvalue(), Path(path))
+
+
 def _centre() -> Any:
     from matplotlib.patches import Rectangle
 

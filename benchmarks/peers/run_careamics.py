@@ -4,38 +4,20 @@
     run_careamics.py CHECKPOINT IMAGE OUT --rules JSON [--disk] [--whole]
 
 Tiles of 256 x 256 (64 x 128 x 128, halo beside it) with an overlap of 48: faster for it than 512 x 512. `--disk`: from Zarr to Zarr.
-`--whole`: no tiles, to compare with. torchvision is imported by CAREamics for networks that are not used here, and the one
-on PyPI wants CUDA: where it is missing, empty modules stand for it.
+`--whole`: no tiles, to compare with.
 """
 
 import sys
 import tempfile
 import time
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from common import done, parser
+from no_torchvision import without_torchvision
 
 OVERLAP = 48
-
-
-def without_torchvision() -> None:
-    """Empty modules in the place of torchvision, where there is none."""
-    import torchmetrics  # noqa: F401  (must see that there is none)
-
-    def module(name: str, **content: Any) -> ModuleType:
-        made = ModuleType(name)
-        made.__spec__ = ModuleSpec(name, None, is_package=True)
-        made.__dict__.update(content)
-        sys.modules[name] = made
-        return made
-
-    functional = module("torchvision.transforms.functional")
-    module("torchvision", __version__="0", transforms=module("torchvision.transforms", functional=functional))
 
 
 def prepare(path: Path, dims: int, filters: int) -> None:
@@ -88,8 +70,7 @@ def predict(given: Any) -> None:
 
 def main() -> None:
     """Prepare or predict."""
-    if find_spec("torchvision") is None:
-        without_torchvision()
+    without_torchvision()
     if sys.argv[1] == "--prepare":
         prepare(Path(sys.argv[2]), dims=int(sys.argv[3]), filters=int(sys.argv[4]))
         return

@@ -26,6 +26,7 @@ from voidzoo.trainers import (
     train,
 )
 from voidzoo.trainers import training as training_module
+from voidzoo.trainers.device import choose_precision
 from voidzoo.trainers.loop import Plateau, validate
 from voidzoo.zoo.errors import (
     AxesError,
@@ -107,7 +108,7 @@ def test_folder_says_everything(make_image, tiny, tmp_path):
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         "recipe.yaml", "run.json", "best.pt", "last.pt", "checkpoint.pt", "loss.csv", "loss.png", "validation.npy",
-        "validation.png",
+        "validation.png", "residual.png", "report.html", "progress",
     }  # fmt: skip
     with Pillow.open(tmp_path / "run" / "validation.png") as picture:
         assert picture.size[0] > 3 * raw.shape[2]
@@ -489,3 +490,68 @@ def test_gradients_are_clipped(make_image, tiny, tmp_path):
     ]
     assert same(runs[0].network("last"), runs[1].network("last"))
     assert not same(runs[0].network("last"), runs[2].network("last"))
+
+
+def test_bf16_trains_the_same_float32_network_and_is_kept_over_a_resume(make_image, tiny, tmp_path):
+    """Its losses are near fp32's and not the same; what it was begun in is kept, whatever this processor would choose."""
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"epochs": 4, "precision": "bf16"}))
+    plain = train(recipe.with_settings({"precision": "fp32"}), make_image(), tmp_path / "fp32", device="cpu")
+    straight = train(recipe, make_image(), tmp_path / "bf16", device="cpu")
+    assert (plain.info["precision"], straight.info["precision"]) == ("fp32", "bf16")
+    assert all(v.dtype == torch.float32 for v in straight.network().state_dict().values() if v.is_floating_point())
+    assert not same(plain.network("last"), straight.network("last"))
+    for a, b in zip(plain.losses, straight.losses, strict=True):
+        assert b.val_loss == pytest.approx(a.val_loss, rel=0.05)
+    recipe = recipe.with_settings({"precision": "auto"})
+    with pytest.raises(StopHere):
+        train(recipe, make_image(), tmp_path / "auto", watch=stop_after(2), device="cpu")
+    path = tmp_path / "auto" / "run.json"
+    info = json.loads(path.read_text())
+    assert info["precision"] == choose_precision("auto", torch.device("cpu"))
+    path.write_text(json.dumps(info | {"precision": "bf16"}))
+    assert train(recipe, make_image(), tmp_path / "auto", device="cpu").info["precision"] == "bf16"
+
+
+def test_a_run_of_before_a_setting_was_known_goes_on(make_image, tiny, tmp_path):
+    """Settings that its recipe does not name have their defaults; its precision is fp32, as all were."""
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"epochs": 3, "precision": "auto"}))
+    with pytest.raises(StopHere):
+        train(recipe, make_image(), tmp_path / "run", watch=stop_after(1), device="cpu")
+    path = tmp_path / "run" / "run.json"
+    info = json.loads(path.read_text())
+    for key in ("precision", "blind_fill", "top_skip"):
+        del info["recipe"][key]
+    del info["precision"]
+    path.write_text(json.dumps(info))
+    run = train(recipe, make_image(), tmp_path / "run", device="cpu")
+    assert (len(run.losses), run.info["precision"]) == (3, "fp32")
+
+
+def test_images_to_validate_on_are_held_out_whole(make_image, make_pair, tiny, tmp_path):
+    """Nothing of them is trained on or normalised by, nothing of the others is held out; they may be smaller than a patch."""
+    images, held = [make_image(i, (64, 90)) for i in range(2)], [make_image(7, (48, 24)), make_image(8, (20, 50))]
+    run = train(Recipe.guess("n2v", images, **tiny), images, tmp_path / "run", device="cpu", validate=held)
+    assert run.info["split"]["rule"] == "2 images given to validate on"
+    assert [line.split(",")[0] for line in run.info["split"]["train"]] == ["image 0", "image 1"]
+    assert [line.split(",")[0] for line in run.info["split"]["validation"]] == ["image 2", "image 3"]
+    assert run.normalisation.mean[0] == pytest.approx(np.concatenate([i.read() for i in images]).mean())
+    pixels = [np.lib.stride_tricks.sliding_window_view(h.read(), run.validation.shape[1:])
+              for h in held if all(a >= b for a, b in zip(h.shape, run.validation.shape[1:], strict=True))]  # fmt: skip
+    assert any((p == run.validation[0]).all(axis=(2, 3)).any() for p in pixels)
+    assert (
+        train(Recipe.guess("n2v", images, **tiny), images, tmp_path / "run", device="cpu", validate=held).info
+        == run.info
+    )
+    with pytest.raises(OutputError, match="begun with other images"):
+        train(Recipe.guess("n2v", images, **tiny), images, tmp_path / "run", device="cpu", validate=held[:1])
+    clean = [open_image(make_pair(i.shape, 9)[0].astype(np.float32), axes="yx") for i in [*images, *held]]
+    pairs = Recipe.guess("care", images, **tiny)
+    care = train(pairs, images, tmp_path / "care", device="cpu", validate=held, targets=clean)
+    assert care.target_normalisation.mean[0] == pytest.approx(np.concatenate([c.read() for c in clean[:2]]).mean())
+    with pytest.raises(RecipeError, match="4 images and 2 targets are no pairs"):
+        train(pairs, images, tmp_path / "fewer", device="cpu", validate=held, targets=clean[:2])
+    with pytest.raises(RecipeError, match="given to train on and to validate on"):
+        train(Recipe.guess("n2v", images, **tiny), images, tmp_path / "twice", device="cpu", validate=images[1])
+    with pytest.raises(SizeError, match="too small to train on"):
+        train(Recipe(**tiny), images, tmp_path / "small", device="cpu", validate=make_image(1, (3, 40)))
+    assert not (tmp_path / "small").exists()
