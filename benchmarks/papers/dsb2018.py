@@ -15,10 +15,10 @@ What is in the report already is not run again: the same command continues.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "peers"))
 import environments
 from images import DATA
-from machine import machine, versions
+from ledger import Ledger
 from measure import run
-from training import has_bf16, now
+from training import has_bf16
 
 import voidzoo as vz
 from voidzoo.trainers import denoise
@@ -62,22 +62,16 @@ def main() -> None:
     known.add_argument("--json", type=Path)
     given = known.parse_args()
     clean = pictures(given.images, 4 if given.toy else given.count)
-    runs: list[dict[str, Any]] = []
-    if given.json and given.json.exists():
-        old = json.loads(given.json.read_text())
-        runs = old["runs"] if old["images"] == len(clean) else []
+    ledger = Ledger(
+        given.json, ("sigma", "method"), ("psnr", "psnr_median"),
+        {"images": len(clean), "steps": 4 if given.toy else EPOCHS * STEPS, "batch": BATCH},
+    )  # fmt: skip
     for sigma in map(float, given.sigmas.split(",")):
         for seed in range(1, given.seeds + 1):
             for method in given.methods.split(","):
-                if method.endswith("bf16") and not has_bf16():
-                    continue
-                if any((r["sigma"], r["seed"], r["method"]) == (sigma, seed, method) for r in runs):
-                    continue
-                runs.append({"sigma": sigma, "seed": seed, "method": method, **once(method, clean, sigma, seed, given)})
-                print(runs[-1], flush=True)
-                if given.json:
-                    write(given.json, len(clean), runs)
-    for row in summary(runs):
+                if not method.endswith("bf16") or has_bf16():
+                    ledger.once(partial(once, method, clean, sigma, seed, given), sigma=sigma, method=method, seed=seed)
+    for row in ledger.rows():
         print(row)
 
 
@@ -106,7 +100,6 @@ def once(method: str, clean: list[Array], sigma: float, seed: int, given: Any) -
     return {
         "psnr": round(statistics.mean(values), 3),
         "psnr_median": round(statistics.median(values), 3),
-        "date": now(),
     }
 
 
@@ -141,30 +134,6 @@ def theirs(noisy: list[Array], seed: int, *, same: bool, given: Any) -> list[Arr
         if done.returncode:
             raise SystemExit(done.output[-600:])
         return list(np.load(out))
-
-
-def write(path: Path, images: int, runs: list[dict[str, Any]]) -> None:
-    """The report, beside and renamed."""
-    report = {
-        "images": images, "steps": EPOCHS * STEPS, "batch": BATCH, "rows": summary(runs), "runs": runs,
-        "machine": machine(), "versions": versions(), "date": now(),
-    }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(report, indent=1) + "\n")
-    beside.replace(path)
-
-
-def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each noise and method."""
-    rows = []
-    for sigma, method in dict.fromkeys((r["sigma"], r["method"]) for r in runs):
-        values = [r["psnr"] for r in runs if (r["sigma"], r["method"]) == (sigma, method)]
-        rows.append({
-            "sigma": sigma, "method": method, "seeds": len(values), "psnr": round(statistics.mean(values), 2),
-            "psnr_sd": round(statistics.stdev(values), 2) if len(values) > 1 else None,
-        })  # fmt: skip
-    return rows
 
 
 if __name__ == "__main__":
