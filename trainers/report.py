@@ -150,7 +150,7 @@ def _held_out(run: Run, noisy: NDArray[Any], clean: NDArray[Any], where: str, sc
     channel = f" Channel {run.info['channels'][0]}." if len(run.info["channels"]) > 1 else ""
     return html.section(
         "A part that was held out",
-        html.paragraph(f"The network was never trained on these pixels. {run.info['split']['rule']}.{channel}"),
+        html.paragraph(f"The network was never trained on these pixels ({run.info['split']['rule']}).{channel}"),
         html.pictures(shown, "zoom"),
         *(
             [html.paragraph("The same part after some of the epochs:"), html.pictures(on_the_way, "sharp")]

@@ -48,7 +48,7 @@ figcaption{font-size:.9rem;margin-bottom:.3rem}
 figcaption b{display:block}
 img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
 .pictures.plot{grid-template-columns:minmax(0,840px)}
-.sharp img{image-rendering:pixelated}
+.sharp img{image-rendering:pixelated;width:100%}
 .zoom input{position:absolute;opacity:0}
 .zoom img{cursor:zoom-in}
 .zoom input:focus-visible~img{outline:3px solid var(--mark)}
