@@ -555,3 +555,39 @@ def test_images_to_validate_on_are_held_out_whole(make_image, make_pair, tiny, t
     with pytest.raises(SizeError, match="too small to train on"):
         train(Recipe(**tiny), images, tmp_path / "small", device="cpu", validate=make_image(1, (3, 40)))
     assert not (tmp_path / "small").exists()
+
+
+def test_batch_norm_remembers_the_last_quarter_of_the_steps(make_image, tiny, tmp_path, monkeypatch):
+    """With steps too small to change a weight, its memory is the weighted mean of what the steps saw: known weights, none of
+    them for the first guess; the same over a resume."""
+    seen = []
+    fit = training_module.fit
+
+    def watched(state, *values, **named):
+        first = next(m for m in state.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+        def note(module, inputs):
+            if module.training:
+                seen.append(inputs[0].mean(dim=(0, 2, 3)).detach())
+
+        with first.register_forward_pre_hook(note):
+            fit(state, *values, **named)
+
+    monkeypatch.setattr(training_module, "fit", watched)
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"learning_rate": 1e-30, "epochs": 3, "steps": 4}))
+    with pytest.raises(StopHere):
+        train(recipe, make_image(), tmp_path / "run", watch=stop_after(1), device="cpu")
+    run = train(recipe, make_image(), tmp_path / "run", device="cpu")
+    assert len(seen) == 12
+    memory = seen[0]
+    for n, mean in enumerate(seen[1:], 1):
+        memory = memory + (mean - memory) * 4 / (n + 4)
+    kept = next(v for k, v in run.network("last").state_dict().items() if k.endswith("running_mean"))
+    torch.testing.assert_close(kept, memory)
+
+
+def test_a_short_training_is_validated_with_what_it_saw(make_image, tiny, tmp_path):
+    """After 30 steps the validation, in eval mode, is near the training loss: batch norm holds no first guess any more."""
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"epochs": 3, "steps": 10, "batch": 8, "filters": 8}))
+    last = train(recipe, make_image(), tmp_path / "run", device="cpu").losses[-1]
+    assert last.val_loss < 1.3 * last.train_loss
