@@ -57,7 +57,7 @@ class Picture:
         else:
             data = nuclei(self.shape) if self.kind == "nuclei" else iter(blobs(self.shape))
             tifffile.imwrite(draft, data, shape=self.shape, dtype="uint16", photometric="minisblack",
-                             metadata={"axes": "ZYX"})  # fmt: skip
+                             bigtiff=2 * self.voxels > 4e9, metadata={"axes": "ZYX"})  # fmt: skip
         draft.rename(path)
         return path
 
