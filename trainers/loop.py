@@ -164,8 +164,8 @@ def settle(network: Any, steps: int) -> None:
 
     What it remembers is what the network is validated and used with. With a fixed memory of a hundred steps (Keras'), a
     third of its first guess (mean 0, variance 1) is left after a hundred: 20 images of nuclei had 25.6 to 26.5 dB then,
-    now 31.1 to 31.2, and 31.0 to 31.9 after 300 steps, now 32.5 to 33.0. Source: polynomial-decay averaging, Shamir and Zhang
-    2013.
+    now 31.1 to 31.2, and 31.0 to 31.9 after 300 steps, now 32.5 to 33.0 (docs/decisions/0016). Source: polynomial-decay
+    averaging, Shamir and Zhang 2013.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):

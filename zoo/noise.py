@@ -39,6 +39,8 @@ PLANES = 16
 SIDE = 1024
 NOISY = 0.1
 """Share of noise in the variance below which the picture is called dominated by structure."""
+MOST = 1024
+"""Tiles that are looked at, of all planes together: more would take memory and tell no more."""
 RESAMPLED = 40
 """Times that tiles are drawn anew for the standard errors."""
 
@@ -148,7 +150,7 @@ def _differences(image: Image, channel: int, count: int) -> Iterator[NDArray[np.
 
 def _read(image: Image, region: dict[str, slice]) -> NDArray[np.float64]:
     pixels = image.read({a: s for a, s in region.items() if a in image.axes})
-    return pixels.reshape(pixels.shape[-2:]).astype(np.float64)
+    return pixels.reshape(pixels.shape[-2:]).astype(np.float64 if pixels.dtype.itemsize > 4 else np.float32)
 
 
 def _middle(side: int) -> slice:
@@ -169,7 +171,8 @@ def _tiles(planes: Sequence[NDArray[np.float64]], names: str) -> NDArray[np.floa
     for plane in planes:
         rows, columns = (n // side for n in plane.shape)
         part = plane[: rows * side, : columns * side].reshape(rows, side, columns, side).swapaxes(1, 2)
-        cut.append(part.reshape(-1, side, side))
+        taken = np.linspace(0, rows * columns - 1, min(rows * columns, max(1, MOST // len(planes)))).astype(int)
+        cut.append(part[taken // columns, taken % columns].astype(np.float64))
     tiles = np.concatenate(cut)
     tiles = tiles[np.isfinite(tiles).all(axis=(1, 2))]
     tiles = tiles[tiles.std(axis=(1, 2)) > 0]
