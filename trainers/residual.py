@@ -55,10 +55,17 @@ class Residual:
 
 
 def residuals(
-    network: Any, batches: Sequence[Tensor], names: Sequence[str], stds: Sequence[float], noise: Sequence[Noise | None]
+    network: Any,
+    batches: Sequence[Tensor],
+    names: Sequence[str],
+    stds: Sequence[float],
+    noise: Sequence[Noise | None],
+    *,
+    fitted: bool = False,
 ) -> list[Residual]:
     """One for each channel. batches: held-out windows, float32 (b, c or 2 c, [z], y, x), normalised by `stds`.
 
+    fitted: the network answers on another scale (that of CARE's partners), which is fitted to that of the image.
     Pixels that are NaN count as 0, the mean. What neighbouring pixels of the residual share is taken over all windows;
     their own means are not taken out, because a residual that is brighter in one place than in another is no noise.
     """
@@ -69,7 +76,9 @@ def residuals(
     count = len(names)
     products = {a: torch.zeros(count, n + 1, dtype=torch.float64) for a, n in lags.items()}
     pairs = {a: torch.zeros(n + 1, dtype=torch.float64) for a, n in lags.items()}
-    taken = [_taken(network, b[:, :count].to(device)) for b in {id(b): b for b in batches}.values()]
+    answered = [_answered(network, b[:, :count].to(device)) for b in {id(b): b for b in batches}.values()]
+    factors = _factors(answered) if fitted else torch.ones(count, dtype=torch.float64)
+    taken = [shown - answer * factors.reshape(1, -1, *(1,) * dims) for shown, answer in answered]
     pixels = sum(r[:, 0].numel() for r in taken)
     centre = sum(r.sum(dim=(0, *range(2, r.ndim))) for r in taken) / pixels
     for r in (t - centre.reshape(1, -1, *(1,) * dims) for t in taken):
@@ -77,7 +86,7 @@ def residuals(
             side = r.ndim - 1 - i
             for lag in range(most + 1):
                 near, far = (r.narrow(side, s, r.shape[side] - lag) for s in (0, lag))
-                products[axis][:, lag] += (near * far).sum(dim=(0, *range(2, r.ndim))).cpu()
+                products[axis][:, lag] += (near * far).sum(dim=(0, *range(2, r.ndim)))
                 pairs[axis][lag] += near[:, 0].numel()
     found = []
     for c, (name, std) in enumerate(zip(names, stds, strict=True)):
@@ -104,10 +113,18 @@ def _significant(noise: Noise, axis: str) -> tuple[float, ...]:
     return tuple(v if abs(v) > 3 * e else 0.0 for v, e in values)
 
 
-def _taken(network: Any, batch: Tensor) -> Tensor:
-    """batch - network(batch), float64; 0 where the batch is not finite."""
+def _answered(network: Any, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """(what the network is shown, what it answers), float64 on the CPU; both 0 where the batch is not finite."""
     network.eval()
     finite = batch.isfinite()
     shown = torch.where(finite, batch, 0.0)
     with torch.inference_mode():
-        return torch.where(finite, shown - network(shown), 0.0).double()
+        answer = torch.where(finite, network(shown), 0.0)
+    return shown.cpu().double(), answer.cpu().double()  # not every device has float64
+
+
+def _factors(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """What the answers of each channel are multiplied by to come nearest to what was shown (least squares), (c,)."""
+    shown, answer = (torch.cat([p[i].transpose(0, 1).flatten(1) for p in pairs], dim=1) for i in (0, 1))
+    shown, answer = (v - v.mean(dim=1, keepdim=True) for v in (shown, answer))
+    return (shown * answer).sum(dim=1) / answer.square().sum(dim=1).clamp(min=1e-30)

@@ -15,6 +15,7 @@ from ..zoo.axes import describe
 from ..zoo.errors import AxesError, RecipeError, ResourceError, SizeError, VoidzooError
 from ..zoo.image import Image
 from ..zoo.memory import kept
+from ..zoo.metrics import affine_fit
 from ..zoo.noise import NOISY, study_noise
 from ..zoo.normalise import Normalisation, Statistics
 from ..zoo.pictures import contrast
@@ -194,11 +195,17 @@ def _finish(run: Run, images: Sequence[Image], validation: Sequence[Tensor], dev
     """Look at what the best weights take away, say in words how it went, and draw it."""
     network = run.network().to(device)
     names, stds = images[0].channel_names(), run.normalisation.std
-    found = residuals(network, validation, names, stds, [_noise(images, c) for c in range(len(names))])
+    care = run.recipe.method == "care"
+    noise = [_noise(images, c) for c in range(len(names))]
+    found = residuals(network, validation, names, stds, noise, fitted=care)
     run.info["residual"] = [r.to_json() for r in found]
     run.info["verdict"] = verdict(run.recipe.method, run.losses, found)
-    # care's result too on the scale of the image, so that they can be compared in one picture
-    write_report(run, denoise(network, run.normalisation, run.validation))
+    raw = run.validation
+    denoised = denoise(network, run.normalisation, raw)
+    if care:  # on the scale of the image, so that they can be compared in one picture
+        fits = [affine_fit(r, d) for r, d in zip(raw, denoised, strict=True)]
+        denoised = np.stack([a * d + b for (a, b), d in zip(fits, denoised, strict=True)])
+    write_report(run, denoised)
 
 
 def _noise(images: Sequence[Image], channel: int) -> Noise | None:

@@ -113,9 +113,9 @@ def train(
         f"{info['best_val_loss']:.4f} (epoch {info['best_epoch']})")  # fmt: skip
     if any(info["left_out"]):
         say(f"mapped   {sum(info['left_out']):,} NaN or infinite pixels were left out")
-    for sentence in info["verdict"]:
+    for sentence in info.get("verdict", ()):  # a run that was done before there were verdicts has none
         say(f"verdict  {sentence}")
-    say(f"look at  {out / 'report.html'}")
+    say(f"look at  {next(p for p in (out / 'report.html', out / 'loss.png') if p.exists())}")
     say(f"recipe   {out / 'recipe.yaml'}")
     say(f"next     voidzoo export {out} -o {out.name}.zip")
 

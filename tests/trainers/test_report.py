@@ -69,6 +69,26 @@ def test_nan_is_no_residual():
     assert found.autocorrelation["x"][1] == pytest.approx(by_hand([zero], 1, 2), rel=1e-5)
 
 
+def test_an_answer_on_another_scale_is_fitted():
+    """CARE's partner has its own grey values: the residual is the noise, not the signal times what the scales differ by."""
+    rng = np.random.default_rng()
+    clean = rng.normal(0, 3, (4, 2, 24, 24)).cumsum(axis=-1).cumsum(axis=-2).astype(np.float32)
+    clean /= clean.std()
+    noise = rng.normal(0, 0.5, clean.shape).astype(np.float32)
+
+    class Partner(Half):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(clean * np.float32([[[[7.0]], [[0.2]]]]) + 4)
+
+    batch = torch.from_numpy(clean + noise)
+    found = residuals(
+        Partner(), [torch.cat([batch, batch], dim=1)], ["a", "b"], [10.0, 10.0], [None, None], fitted=True
+    )
+    for c, r in enumerate(found):
+        assert r.std == pytest.approx(10 * noise[:, c].std(), rel=0.02)
+        assert abs(r.autocorrelation["x"][1]) < 0.1
+
+
 def history(*losses: float) -> list[EpochDone]:
     return [EpochDone(i + 1, len(losses), v, v, best=False, lr=1e-3, seconds=1.0) for i, v in enumerate(losses)]
 
