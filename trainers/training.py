@@ -199,7 +199,7 @@ def _finish(run: Run, images: Sequence[Image], validation: Sequence[Tensor], dev
     noise = [_noise(images, c) for c in range(len(names))]
     found = residuals(network, validation, names, stds, noise, fitted=care)
     run.info["residual"] = [r.to_json() for r in found]
-    run.info["verdict"] = verdict(run.recipe.method, run.losses, found)
+    run.info["verdict"] = verdict(run.recipe.method, run.losses, found, run.recipe.schedule)
     raw = run.validation
     denoised = denoise(network, run.normalisation, raw)
     if care:  # on the scale of the image, so that they can be compared in one picture

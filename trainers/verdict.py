@@ -14,22 +14,27 @@ ALIKE = 0.08
 """Correlations that differ by less are called the same: noise is measured to about half of it."""
 RISEN = 1.02
 """The last validation loss as a share of the best one, from which on it is called risen."""
-FALLING = 0.05
-"""Share of all that was gained that the last fifth of the epochs brought, from which on more epochs are advised."""
+FALLING = {"plateau": 0.05, "cosine": 0.2}
+"""Share of all that was gained that the last fifth of the epochs brought, from which on more epochs are advised.
+
+Where the learning rate ends at 0, the last epochs always bring something.
+"""
 NOTHING = 0.98
 """Validation loss (1: the image's variance) from which on nothing was learnt from the neighbours of a pixel."""
 
 
-def verdict(method: str, history: Sequence[EpochDone], residuals: Sequence[Residual]) -> list[str]:
-    """Sentences: how the loss went, then what the residual of each channel says."""
-    said = [_loss(method, history)]
+def verdict(
+    method: str, history: Sequence[EpochDone], residuals: Sequence[Residual], schedule: str = "cosine"
+) -> list[str]:
+    """Sentences: how the loss went, then what the residual of each channel says. schedule: of the learning rate."""
+    said = [_loss(method, history, FALLING[schedule])]
     for r in residuals:
         channel = f"{r.channel}: " if len(residuals) > 1 else ""
         said += [channel + sentence for sentence in _residual(method, r)]
     return said
 
 
-def _loss(method: str, history: Sequence[EpochDone]) -> str:
+def _loss(method: str, history: Sequence[EpochDone], falling: float) -> str:
     """One sentence about the validation loss."""
     losses = [e.val_loss for e in history]
     best = min(range(len(losses)), key=losses.__getitem__)
@@ -47,7 +52,7 @@ def _loss(method: str, history: Sequence[EpochDone]) -> str:
         )
     last = max(1, len(losses) // 5)
     gained = losses[0] - losses[best]
-    if len(losses) > last and gained > 0 and min(losses[:-last]) - losses[best] > FALLING * gained:
+    if len(losses) > last and gained > 0 and min(losses[:-last]) - losses[best] > falling * gained:
         return f"The validation loss was still falling, to {losses[best]:.4f} in {epochs}: more epochs would help."
     return f"The validation loss settled at {losses[best]:.4f} ({epochs})."
 

@@ -104,12 +104,19 @@ def falling(n: int, floor: float = 0.2) -> list[float]:
         ([1 - 0.02 * i for i in range(30)], r"still falling, to 0\.4200 in epoch 30 of 30: more epochs"),
         ([*falling(10), *(0.2 + 0.01 * i for i in range(10))], r"risen since epoch 11 of 20, from 0\.2000 to 0\.2900"),
         ([1.02, 1.0, 0.999], "Nothing was learnt: the validation loss 0.999"),
+        ([0.42, 0.35, 0.34, 0.31, 0.28, 0.26, 0.24, 0.23, 0.225, 0.22], r"settled at 0\.2200"),
         ([0.3], r"settled at 0\.3000 \(epoch 1 of 1\)"),
     ],
 )
 def test_the_loss_in_words(losses, said):
     [sentence] = verdict("n2v", history(*losses), [])
     assert re.search(said, sentence), sentence
+
+
+def test_a_constant_learning_rate_has_more_to_give_where_a_cosine_has_ended():
+    losses = history(0.42, 0.35, 0.34, 0.31, 0.28, 0.26, 0.24, 0.23, 0.225, 0.21)
+    assert "settled" in verdict("n2v", losses, [], "cosine")[0]
+    assert "still falling" in verdict("n2v", losses, [], "plateau")[0]
 
 
 def residual(found: float, noise: float | None, proposed: str = "", channel: str = "a") -> Residual:
