@@ -124,7 +124,7 @@ def test_synthetic_noise_has_the_correlation_that_it_is_named_by(kind: str, rho:
     for axis in (-1, -2):
         noise = np.moveaxis(structn2v.correlated(np.random.default_rng(), (5, 400, 500), kind, axis), axis, -1)
         assert noise.var() == pytest.approx(1, abs=0.02)
-        assert noise[..., 0].var() == pytest.approx(1, abs=0.1)
+        assert noise[..., 0].var() == pytest.approx(1, abs=0.2)  # of 2000 values
         for lag, want in enumerate(rho, 1):
             assert (noise[..., lag:] * noise[..., :-lag]).mean() == pytest.approx(want, abs=0.01)
         assert (noise[:, 1:] * noise[:, :-1]).mean() == pytest.approx(0, abs=0.01)

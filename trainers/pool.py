@@ -77,8 +77,9 @@ class Pool:
         return turned_each(out, self.turns, self.generator) if len(self.turns) > 1 else out
 
     def close(self) -> None:
-        """Let the reading thread end."""
+        """Let the reading thread end, and what is held go."""
         self._reader.shutdown(wait=True, cancel_futures=True)
+        self._held, self._next, self._first = [], None, -1
 
     def sample(self) -> list[Tensor]:
         """What is in the pool: float32 (1, c, [z], y, x) each."""

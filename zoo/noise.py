@@ -35,8 +35,9 @@ TAIL = 0.05
 REACH = 12
 """Largest reach of a mask in pixels: 25 wide, beyond which the signal under it cannot be guessed."""
 PLANES = 16
-"""Planes that are looked at, of all images together, evenly spaced; of each the middle, at most SIDE x SIDE pixels."""
+"""Planes that are looked at, of all images together, evenly spaced."""
 SIDE = 1024
+"""Pixels a side of the middle of a plane that is looked at; less of each where there are more than four."""
 NOISY = 0.1
 """Share of noise in the variance below which the picture is called dominated by structure."""
 MOST = 1024
@@ -130,9 +131,10 @@ def study_noise(images: Sequence[Image], *, dark: Image | None = None, channel: 
 
 def _planes(image: Image, channel: int, count: int) -> Iterator[NDArray[np.float64]]:
     """Planes (y, x) of one channel, evenly spaced over all others; their middles where they are large."""
-    middle = {a: _middle(image.size(a)) for a in "yx"}
     places = list(np.ndindex(image.size("t"), image.size("z")))
-    for n in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)):
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(int))
+    middle = _middle(image, len(chosen) * (PLANES // count))
+    for n in chosen:
         t, z = places[n]
         region = {**middle, "t": slice(t, t + 1), "z": slice(z, z + 1), "c": slice(channel, channel + 1)}
         yield _read(image, region)
@@ -140,9 +142,10 @@ def _planes(image: Image, channel: int, count: int) -> Iterator[NDArray[np.float
 
 def _differences(image: Image, channel: int, count: int) -> Iterator[NDArray[np.float64]]:
     """Each of some frames less the next: what stands still goes, noise stays (with twice its variance)."""
-    middle = {a: _middle(image.size(a)) for a in "yx"}
+    chosen = np.unique(np.linspace(0, image.size("t") - 2, min(count, image.size("t") - 1)).astype(int))
+    middle = _middle(image, len(chosen) * (PLANES // count))
     z = image.size("z") // 2
-    for t in np.unique(np.linspace(0, image.size("t") - 2, min(count, image.size("t") - 1)).astype(int)):
+    for t in chosen:
         region = {**middle, "z": slice(z, z + 1), "c": slice(channel, channel + 1)}
         first, second = (_read(image, region | {"t": slice(n, n + 1)}) for n in (int(t), int(t) + 1))
         yield first - second
@@ -153,9 +156,11 @@ def _read(image: Image, region: dict[str, slice]) -> NDArray[np.float64]:
     return pixels.reshape(pixels.shape[-2:]).astype(np.float64 if pixels.dtype.itemsize > 4 else np.float32)
 
 
-def _middle(side: int) -> slice:
-    first = max(0, (side - SIDE) // 2)
-    return slice(first, min(side, first + SIDE))
+def _middle(image: Image, planes: int) -> dict[str, slice]:
+    """The part of each of so many planes (of all images together) that is looked at."""
+    most = min(SIDE, int((4 * SIDE**2 / planes) ** 0.5))
+    first = {a: max(0, (image.size(a) - most) // 2) for a in "yx"}
+    return {a: slice(n, min(image.size(a), n + most)) for a, n in first.items()}
 
 
 def _tiles(planes: Sequence[NDArray[np.float64]], names: str) -> NDArray[np.float64]:
@@ -188,7 +193,8 @@ def _tiles(planes: Sequence[NDArray[np.float64]], names: str) -> NDArray[np.floa
 def _power(tiles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Power spectra under a Hann window, which keeps strong low frequencies from spilling into the high ones."""
     window = np.hanning(tiles.shape[1] + 2)[1:-1]
-    return np.asarray(np.abs(np.fft.fft2(tiles * window[:, None] * window)) ** 2, np.float64)
+    parts = [tiles[i : i + 64] * window[:, None] * window for i in range(0, len(tiles), 64)]
+    return np.concatenate([np.abs(np.fft.fft2(part)) ** 2 for part in parts])
 
 
 def _autocorrelation(power: NDArray[np.float64], fine: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

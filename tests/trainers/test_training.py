@@ -501,7 +501,7 @@ def test_bf16_trains_the_same_float32_network_and_is_kept_over_a_resume(make_ima
     assert all(v.dtype == torch.float32 for v in straight.network().state_dict().values() if v.is_floating_point())
     assert not same(plain.network("last"), straight.network("last"))
     for a, b in zip(plain.losses, straight.losses, strict=True):
-        assert b.val_loss == pytest.approx(a.val_loss, rel=0.05)
+        assert b.val_loss == pytest.approx(a.val_loss, rel=0.15)
     recipe = recipe.with_settings({"precision": "auto"})
     with pytest.raises(StopHere):
         train(recipe, make_image(), tmp_path / "auto", watch=stop_after(2), device="cpu")
