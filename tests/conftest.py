@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.small_disk import SmallDisk, mounted
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime before voidzoo, which sets it
 
@@ -32,3 +35,9 @@ def _one_runtime() -> None:
     from voidzoo.infer.networks import runtimes
 
     runtimes.WORTH_IT = dict.fromkeys(range(1, 5), float("inf"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 6 MB."""
+    yield from mounted(tmp_path / "small")

@@ -142,7 +142,7 @@ def test_train_and_export_say_what_comes_next(world: World, shell: Shell) -> Non
 def test_a_stopped_training_continues_and_says_so(shell: Shell, tmp_path: Path) -> None:
     """An interrupted training exits 130; the same command goes on after the epochs that are done."""
     image = noisy(tmp_path / "a.tif")
-    line = ["train", "n2v", image, "-o", "run", "--device", "cpu", *TINY, "--epochs", "3"]
+    line = ["train", "n2v", image, "-o", "my run", "--device", "cpu", *TINY, "--epochs", "3"]
     import voidzoo.screen
 
     def interrupt(self: Any, event: Any) -> None:
@@ -157,6 +157,8 @@ def test_a_stopped_training_continues_and_says_so(shell: Shell, tmp_path: Path) 
     assert told.code == 0
     assert "Continuing after epoch 1." in told.out
     assert "done     3 epochs" in told.out
+    assert "next     voidzoo export 'my run' -o 'my run.zip'" in told.out, "it can be pasted"
+    assert "voidzoo export &#x27;my run&#x27; -o &#x27;my run.zip&#x27;" in Path("my run/report.html").read_text()
 
 
 def test_recipe_files_and_settings(world: World, shell: Shell) -> None:

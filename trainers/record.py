@@ -8,8 +8,8 @@ Every file is written beside and renamed, so that a kill at any time leaves a fo
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..zoo.errors import OutputError
+from ..zoo.files import replace_file
 from ..zoo.normalise import Normalisation
 from .loop import EpochDone
 from .networks.unet import build
@@ -77,7 +78,7 @@ class Run:
             raise OutputError(f"{self.folder} has no {which}.pt: no epoch was finished.", mend="train it further")
         with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced at once
             network = build(self.info["network"])
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(_load_torch(path))
         return network.eval()
 
     def __repr__(self) -> str:
@@ -121,7 +122,7 @@ class Recorder:
             _refuse_other(self.folder, old, self.info)
             self.info = old | self.info | {"history": old["history"], "state": old["state"]}
             if (self.folder / "checkpoint.pt").is_file():
-                self.resumed = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+                self.resumed = _load_torch(self.folder / "checkpoint.pt")
                 self._count([EpochDone(**e) for e in self.resumed["history"]])  # run.json may be one epoch behind
 
     @property
@@ -143,8 +144,8 @@ class Recorder:
             "shape": list(patch.shape),
             "dtype": str(patch.dtype),
         }
-        _write(self.folder / "recipe.yaml", lambda p: p.write_text(recipe.to_yaml(), encoding="utf-8"))
-        _write(self.folder / "validation.npy", lambda p: _save_npy(p, patch))
+        replace_file(self.folder / "recipe.yaml", lambda p: p.write_text(recipe.to_yaml(), encoding="utf-8"))
+        replace_file(self.folder / "validation.npy", lambda p: _save_npy(p, patch))
         self._write_info()
 
     def save(self, state: State) -> None:
@@ -152,11 +153,11 @@ class Recorder:
         weights = state.network.state_dict()
         last = state.history[-1]
         if last.best:
-            _write(self.folder / "best.pt", lambda p: torch.save(weights, p))
-        _write(self.folder / "last.pt", lambda p: torch.save(weights, p))
-        _write(self.folder / "checkpoint.pt", lambda p: torch.save(state.dump(), p))
+            replace_file(self.folder / "best.pt", lambda p: _save_torch(p, weights))
+        replace_file(self.folder / "last.pt", lambda p: _save_torch(p, weights))
+        replace_file(self.folder / "checkpoint.pt", lambda p: _save_torch(p, state.dump()))
         self._count(state.history)
-        _write(self.folder / "loss.csv", lambda p: p.write_text(_csv(state.history), encoding="utf-8"))
+        replace_file(self.folder / "loss.csv", lambda p: p.write_text(_csv(state.history), encoding="utf-8"))
         self._write_info()
 
     def _count(self, history: list[EpochDone]) -> None:
@@ -180,7 +181,9 @@ class Recorder:
         return run
 
     def _write_info(self) -> None:
-        _write(self.folder / "run.json", lambda p: p.write_text(json.dumps(self.info, indent=1), encoding="utf-8"))
+        replace_file(
+            self.folder / "run.json", lambda p: p.write_text(json.dumps(self.info, indent=1), encoding="utf-8")
+        )
 
 
 def _info(folder: Path) -> dict[str, Any] | None:
@@ -234,15 +237,25 @@ def _csv(history: list[EpochDone]) -> str:
     return "\n".join(["epoch,train_loss,val_loss,best,lr,seconds", *rows, ""])
 
 
+def _save_torch(path: Path, content: Any) -> None:
+    """By way of memory: of a full disk torch tells nothing that could be understood."""
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def _load_torch(path: Path) -> Any:
+    """Tensors and plain values, nothing that runs. Raises OutputError for a damaged file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its readers raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OutputError(
+            f"{path} is damaged: {why}",
+            mend="train anew in another folder, or copy the run again from where it came",
+        ) from error
+
+
 def _save_npy(path: Path, array: NDArray[Any]) -> None:
     with path.open("wb") as file:
         np.save(file, array)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside, then rename: nobody sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    with beside.open("rb+") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)

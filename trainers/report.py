@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..zoo import html
+from ..zoo.files import replace_file
 from ..zoo.pictures import contrast, loss_curve, residual_curves, side_by_side, to_png
 from .recipe import METHODS, Recipe
 from .residual import Residual
@@ -69,9 +71,7 @@ def write_report(run: Run, denoised: NDArray[Any]) -> Path:
         parts,
     )
     path = run.folder / "report.html"
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -219,8 +219,6 @@ def _settings(run: Run) -> str:
 
 
 def _next(run: Run) -> str:
-    name = run.folder.name
-    return html.section(
-        "Next",
-        html.commands([f"voidzoo export {name} -o {name}.zip", f"voidzoo predict {name}.zip IMAGE -o OUT.ome.zarr"]),
-    )
+    package = f"{run.folder.name}.zip"
+    lines = [("export", str(run.folder), "-o", package), ("predict", package, "IMAGE", "-o", "OUT.ome.zarr")]
+    return html.section("Next", html.commands([shlex.join(("voidzoo", *line)) for line in lines]))

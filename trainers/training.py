@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from ..zoo.axes import describe
-from ..zoo.errors import AxesError, RecipeError, ResourceError, SizeError, VoidzooError
+from ..zoo.errors import OutputError, ResourceError, VoidzooError
 from ..zoo.image import Image
 from ..zoo.memory import kept
 from ..zoo.metrics import affine_fit
 from ..zoo.noise import NOISY, study_noise
-from ..zoo.normalise import Normalisation, Statistics
+from ..zoo.normalise import Normalisation
 from ..zoo.pictures import contrast
 from . import denoisers
-from .data import Data, raw_sample
 from .device import choose_device, choose_precision, describe_device, in_bf16
+from .inputs import inputs_of
 from .loop import TrainingDone, TrainingStarted, fit, start
 from .memory import fitting
 from .networks.unet import geometry, parameter_count
@@ -31,7 +31,6 @@ from .recipe import Recipe
 from .record import Recorder, Run
 from .report import progress_picture, worth_a_picture, write_report
 from .residual import residuals
-from .split import Box, Split, place_of, shape_of, split
 from .verdict import verdict
 
 if TYPE_CHECKING:
@@ -41,13 +40,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..zoo.noise import Noise
+    from .data import Data
     from .loop import State, Watch
+    from .split import Split
 
 
 LOSSES = {"n2v": denoisers.n2v, "n2v2": denoisers.n2v, "structn2v": denoisers.n2v, "care": denoisers.care}
 """What a method's batch costs: recipe -> loss."""
-PATCH_2D = (128, 192)
-PATCH_3D = (16, 64, 96)
 
 
 def train(
@@ -75,49 +74,21 @@ def train(
     into the memory, OutputError for a folder that is taken, DeviceError for a device that is not there, TrainingError
     for a loss that is not finite.
     """
-    images, beside = _list(image), _list(validate)
-    _not_twice(images, beside)
-    images = images + beside
+    images = _list(image)
     recipe = recipe or Recipe.guess("n2v", images)
     watch = watch or (lambda _: None)
     where = choose_device(device)
-    _same_channels(images)
-    partners = _partners(recipe, images, targets)
-
-    parts = split(
-        [shape_of(i, recipe.dims) for i in images],
-        recipe.patch,
-        recipe.step,
-        fraction=recipe.validation,
-        seed=recipe.seed,
-        names=[i.name for i in images],
-        given=len(beside),
-    )
-    normalisation, left_out = _fit_normalisation(images, parts, recipe)
-    target_normalisation = _fit_normalisation(partners, parts, recipe)[0] if partners else None
+    inputs = inputs_of(recipe, images, _list(validate), _list(targets))
+    normalisation, parts = inputs.normalisation, inputs.parts
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = denoisers.network(recipe, images[0].size("c"))
-    recorder = Recorder(
-        folder,
-        recipe,
-        _describe(
-            recipe,
-            images,
-            parts,
-            partners=partners,
-            normalisation=normalisation,
-            target_normalisation=target_normalisation,
-            left_out=left_out,
-            network=network,
-            device=where,
-        ),
-    )
+    recorder = Recorder(folder, recipe, inputs.facts(recipe) | _facts(recipe, network, where))
     if recorder.done:
         return recorder.run
 
-    data = Data(images, recipe.dims, normalisation, partners, target_normalisation)
+    data = inputs.data(recipe)
     validation = validation_batches(data.read, parts.validation, recipe.patch, recipe.step, recipe.batch)
     validation = [v.to(where) for v in validation]
     network = network.to(where, memory_format=torch.channels_last if recipe.dims == 2 else torch.channels_last_3d)
@@ -133,7 +104,7 @@ def train(
     )
     try:
         recorder.info.setdefault("intensity_range", _intensity_range(patches.sample(), normalisation))
-        held_out = _validation_patch(images, parts, recipe)
+        held_out = inputs.held_out(recipe)
         recorder.begin(recipe, held_out)
         watch(
             TrainingStarted(
@@ -151,11 +122,12 @@ def train(
         with kept():
             fit(state, loss, patches, validation, recipe, save=save, watch=watch)
     except BaseException:  # also Ctrl-C: the epochs that are done stay, and the folder says so
-        recorder.end("stopped")
+        with contextlib.suppress(OutputError):  # a full disk is told once, by what met it first
+            recorder.end("stopped")
         raise
     finally:
         patches.close()
-    run = recorder.end("done", lambda run: _finish(run, images, validation, where), why=state.ended(recipe))
+    run = recorder.end("done", lambda run: _finish(run, inputs.images, validation, where), why=state.ended(recipe))
     info = run.info
     watch(TrainingDone(str(folder), len(run.losses), info["best_epoch"], info["best_val_loss"], info["seconds"]))
     return run
@@ -243,86 +215,6 @@ def _list(given: Image | Sequence[Image] | None) -> list[Image]:
     return [given] if isinstance(given, Image) else list(given or ())
 
 
-def _not_twice(images: Sequence[Image], beside: Sequence[Image]) -> None:
-    """Refuse to validate on what is trained on."""
-    for other in beside:
-        if any(i is other or (i.path is not None and i.path == other.path) for i in images):
-            raise RecipeError(
-                f"{other.name} is given to train on and to validate on.",
-                mend="other images after --validate, or none: then a part of the images is held out",
-            )
-
-
-def _same_channels(images: Sequence[Image]) -> None:
-    counts = {i.size("c") for i in images}
-    if len(counts) > 1:
-        first, other = images[0], next(i for i in images if i.size("c") != images[0].size("c"))
-        raise AxesError(
-            f"{first.name} has {first.size('c')} channels, {other.name} has {other.size('c')}; "
-            "one model is trained on images with the same channels.",
-            where=f"{other.name} is {describe(other.axes, other.shape)}",
-        )
-
-
-def _partners(recipe: Recipe, images: Sequence[Image], targets: Image | Sequence[Image] | None) -> Sequence[Image]:
-    """The targets that belong to the images, in their order. Raises RecipeError and SizeError where they do not."""
-    given = _list(targets)
-    if (recipe.method == "care") != bool(given):
-        raise RecipeError(
-            f"{recipe.method} learns from the images alone; it takes no target."
-            if given
-            else "care learns from pairs: each image needs its clean or second noisy partner.",
-            mend="voidzoo train care NOISY --target CLEAN -o RUN",
-        )
-    if given and len(given) != len(images):
-        raise RecipeError(
-            f"{len(images)} images and {len(given)} targets are no pairs.",
-            mend="one --target for each image, in its order",
-        )
-    for image, target in zip(images, given, strict=False):
-        if (image.axes, image.shape) != (target.axes, target.shape):
-            raise SizeError(
-                f"{target.name} is {describe(target.axes, target.shape)}, "
-                f"but {image.name} is {describe(image.axes, image.shape)}.",
-                mend="a target of the same field, channels and size",
-            )
-    return given
-
-
-def _regions(image: Image, box: Box, dims: int) -> list[dict[str, slice]]:
-    """A box as regions of the image by letter, one a sample (one in all when it is the whole image)."""
-    samples, sides = shape_of(image, dims)
-    if box.samples == (0, samples) and box.sides == sides:
-        return [{}]
-    space = {a: slice(*span) for a, span in zip("zyx"[-dims:], box.space, strict=True) if a in image.axes}
-    return [space | {a: slice(i, i + 1) for a, i in place_of(image, dims, n).items()} for n in range(*box.samples)]
-
-
-def _fit_normalisation(images: Sequence[Image], parts: Split, recipe: Recipe) -> tuple[Normalisation, tuple[int, ...]]:
-    """Mean and std of the training pixels only, and how many pixels of each channel are not finite.
-
-    The held-out pixels are looked at too, so that a NaN among them is refused now.
-    """
-
-    def statistics(boxes: Sequence[Box]) -> Statistics:
-        found = [
-            Statistics.of(images[i], regions, allow_nan=recipe.allow_nan)
-            for i in sorted({b.image for b in boxes})
-            if (regions := [r for b in boxes if b.image == i for r in _regions(images[i], b, recipe.dims)])
-        ]
-        total = found[0]
-        for other in found[1:]:
-            total = total.merge(other)
-        return total
-
-    training = statistics(parts.train)
-    left_out = training.left_out
-    if any(i.dtype.kind == "f" for i in images):
-        left_out = training.merge(statistics(parts.validation)).left_out
-    names = ", ".join(i.name for i in images[:3]) + (", ..." if len(images) > 3 else "")
-    return Normalisation.fit(training, names, images[0].channel_names()), left_out
-
-
 def _intensity_range(tensors: Sequence[Tensor], normalisation: Normalisation) -> list[list[float]]:
     """Per channel the 0.1 and 99.9 percentile in grey values, over a sample of all images."""
     ranges = []
@@ -333,44 +225,8 @@ def _intensity_range(tensors: Sequence[Tensor], normalisation: Normalisation) ->
     return ranges
 
 
-def _validation_patch(images: Sequence[Image], parts: Split, recipe: Recipe) -> NDArray[Any]:
-    """A raw patch (c, [z], y, x) of the held-out part, PATCH_2D or PATCH_3D or what fits, sides multiples of the step.
-
-    Of at most 60 places the one with the most contrast, so that it does not show an empty corner.
-    """
-    want = PATCH_2D if recipe.dims == 2 else PATCH_3D
-    found: list[NDArray[Any]] = []
-    places = [
-        (b, n) for b in parts.validation for n in np.unique(np.linspace(b.samples[0], b.samples[1] - 1, 4, dtype=int))
-    ]
-    for box, sample in places[:: -(-len(places) // 12)]:
-        image = images[box.image]
-        pixels = raw_sample(image, recipe.dims, int(sample), box.space)
-        sides = [min(w, n) // s * s for w, n, s in zip(want, box.sides, recipe.step, strict=True)]
-        for share in (0.5, 0.0, 0.25, 0.75, 1.0):
-            corner = [int(share * (n - side)) for n, side in zip(box.sides, sides, strict=True)]
-            part = tuple(slice(c, c + side) for c, side in zip(corner, sides, strict=True))
-            found.append(pixels[(slice(None), *part)])
-    best = max(found, key=lambda patch: float(np.nanstd(patch[0].astype(np.float32))))
-    if best.dtype.kind != "f" or np.isfinite(best).all():
-        return best
-    return np.where(np.isfinite(best), best, best[np.isfinite(best)].mean()).astype(best.dtype)
-
-
-def _describe(
-    recipe: Recipe,
-    images: Sequence[Image],
-    parts: Split,
-    *,
-    partners: Sequence[Image],
-    normalisation: Normalisation,
-    target_normalisation: Normalisation | None,
-    left_out: tuple[int, ...],
-    network: Any,
-    device: torch.device,
-) -> dict[str, Any]:
-    """What run.json says before the first step."""
-    axes = "zyx"[-recipe.dims :]
+def _facts(recipe: Recipe, network: Any, device: torch.device) -> dict[str, Any]:
+    """What run.json says before the first step, beside what was given."""
     config = network.config()
     return {
         "method": recipe.method,
@@ -378,39 +234,7 @@ def _describe(
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "images": [_facts(i) for i in images],
-        "channels": list(images[0].channel_names()),
-        "pixel_size": asdict(images[0].pixel_size),
-        "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
-        **(
-            {
-                "targets": [_facts(i) for i in partners],
-                "target_normalisation": {
-                    "mean": list(target_normalisation.mean),
-                    "std": list(target_normalisation.std),
-                },
-            }
-            if target_normalisation
-            else {}
-        ),
-        "left_out": list(left_out),
         "network": config,
         "parameters": parameter_count(network),
         "geometry": {a: asdict(g) for a, g in geometry(config).items()},
-        "split": {
-            "rule": parts.rule,
-            "train": [b.describe(axes) for b in parts.train],
-            "validation": [b.describe(axes) for b in parts.validation],
-        },
-    }
-
-
-def _facts(image: Image) -> dict[str, Any]:
-    return {
-        "name": image.name,
-        "axes": image.axes,
-        "shape": list(image.shape),
-        "dtype": str(image.dtype),
-        "pixel_size": asdict(image.pixel_size),
-        "channels": list(image.channel_names()),
     }

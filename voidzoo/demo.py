@@ -20,6 +20,7 @@ from .demo_report import write_report
 from .screen import say
 from .verbs import Interrupted
 from .zoo.errors import OutputError, VoidzooError
+from .zoo.files import replace_file
 from .zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ class Demo:
 
     def save(self) -> None:
         """Write demo.json beside, then rename."""
-        beside = self.path(RECORD + ".part")
-        beside.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
-        beside.replace(self.path(RECORD))
+        text = json.dumps(self.record, indent=1) + "\n"
+        replace_file(self.path(RECORD), lambda p: p.write_text(text, encoding="utf-8"))
 
     def stage(self, name: str, *words: str | Path, product: str = "", unseen: Sequence[str] = ()) -> str:
         """Run a command line of voidzoo in a process of its own; skip it when its product lies there. -> its stdout.

@@ -15,6 +15,7 @@ import numpy as np
 from . import api, outcome
 from .infer.report import duration, open_lines
 from .zoo import html
+from .zoo.files import replace_file
 from .zoo.metrics import affine_fit, psnr_affine
 from .zoo.open import open_image
 from .zoo.package import open_package
@@ -53,9 +54,8 @@ def write_report(folder: Path, record: dict[str, Any]) -> Path:
     )
     _picture(record, (noisy, denoised, high), folder / "before_after.png")
     path = folder / "report.html"
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(html.page("A real noisy image, denoised", lead, parts), encoding="utf-8")
-    beside.replace(path)
+    text = html.page("A real noisy image, denoised", lead, parts)
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
     return path
 
 

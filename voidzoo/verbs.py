@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import tempfile
 import threading
@@ -117,7 +118,7 @@ def train(
         say(f"verdict  {sentence}")
     say(f"look at  {next(p for p in (out / 'report.html', out / 'loss.png') if p.exists())}")
     say(f"recipe   {out / 'recipe.yaml'}")
-    say(f"next     voidzoo export {out} -o {out.name}.zip")
+    say("next     " + shlex.join(["voidzoo", "export", str(out), "-o", f"{out.name}.zip"]))
 
 
 def _guess(method: str, images: list[Image], settings: dict[str, Any]) -> Any:
@@ -150,7 +151,7 @@ def export(run_folder: Path, out: Path, settings: dict[str, Any], *, as_json: bo
         say(json.dumps({"package": str(out), "name": package.name, "checks": summary(checks)}))
         return
     say(f"written  {out}   {size_text(out.stat().st_size)}   {package.name}")
-    say(f"next     voidzoo predict {out} IMAGE -o OUT.ome.zarr")
+    say("next     " + shlex.join(["voidzoo", "predict", str(out), "IMAGE", "-o", "OUT.ome.zarr"]))
 
 
 def check(path: str, keep: Path | None, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import SizeError
+from .files import replace_file
 from .quantiles import percentiles
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def loss_curve(
     axes.legend(frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    _replace(buffer.getvalue(), Path(path))
+    replace_file(Path(path), lambda p: p.write_bytes(buffer.getvalue()))
 
 
 def noise_curves(
@@ -135,7 +136,7 @@ def noise_curves(
     )
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    _replace(buffer.getvalue(), Path(path))
+    replace_file(Path(path), lambda p: p.write_bytes(buffer.getvalue()))
 
 
 def residual_curves(
@@ -168,7 +169,7 @@ def residual_curves(
     axes.legend(frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    _replace(buffer.getvalue(), Path(path))
+    replace_file(Path(path), lambda p: p.write_bytes(buffer.getvalue()))
 
 
 def _centre() -> Any:
@@ -180,11 +181,4 @@ def _centre() -> Any:
 def _write(picture: Any, path: Path) -> None:
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
-    _replace(buffer.getvalue(), path)
-
-
-def _replace(data: bytes, path: Path) -> None:
-    """Write beside, then rename: nobody sees half a picture."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(data)
-    beside.replace(path)
+    replace_file(path, lambda p: p.write_bytes(buffer.getvalue()))

@@ -29,6 +29,7 @@ import voidzoo as vz
 from tests.model_zoo import MODELS
 from tests.onnx_net import Net
 from tests.packages import make_package, micrograph, whole, write_package
+from tests.small_disk import SmallDisk
 from voidzoo.infer.place import Place
 from voidzoo.infer.plan import Plan
 from voidzoo.zoo.errors import BlocksFailed
@@ -427,30 +428,9 @@ def test_statistics_of_what_cannot_be_read_are_refused(tmp_path: Path) -> None:
 # ---- full disks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], Any]]]:
-    """A file system of 6 MB, and a function that changes its size."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
-    if os.name == "nt" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Somebody else takes all that is left of a disk."""
-    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1000))
-
-
-def test_a_disk_that_is_too_small_is_refused_before(
-    package: Package, source: Path, small_disk: tuple[Path, Callable[[str], Any]]
-) -> None:
-    folder, resize = small_disk
-    resize("600k")
+def test_a_disk_that_is_too_small_is_refused_before(package: Package, source: Path, small_disk: SmallDisk) -> None:
+    folder = small_disk.folder
+    small_disk.resize("600k")
     with pytest.raises(vz.VoidzooError, match=r"the result needs up to 0.000648 GB; .* has 0.00061\d* GB free"):
         vz.predict(package, source, out=folder / "o.ome.zarr", **CUT)
     assert list(folder.iterdir()) == []
@@ -459,17 +439,17 @@ def test_a_disk_that_is_too_small_is_refused_before(
 @pytest.mark.parametrize("name", ["o.ome.zarr", "o.ome.tif"])
 @pytest.mark.parametrize("moment", ["blocks", "pyramid", "tiff"])
 def test_a_disk_that_fills_up_costs_nothing_but_time(
-    package: Package, image: NDArray[Any], source: Path, small_disk: tuple[Path, Callable[[str], Any]], name: str,
+    package: Package, image: NDArray[Any], source: Path, small_disk: SmallDisk, name: str,
     moment: str,
 ) -> None:  # fmt: skip
     if moment == "tiff" and name.endswith("zarr"):
         return
-    folder, resize = small_disk
+    folder = small_disk.folder
 
     def then(watching: Watching, event: Any) -> None:
         blocks = moment == "blocks" and isinstance(event, vz.BlockDone) and event.done == 10
         if blocks or (isinstance(event, vz.StageStarted) and event.name == moment):
-            fill(folder)
+            small_disk.fill()
 
     watch = Watching(then)
     with pytest.raises(vz.VoidzooError, match=r"No space left on device(.|\n)*the same command again") as caught:
@@ -480,21 +460,21 @@ def test_a_disk_that_fills_up_costs_nothing_but_time(
     assert recorded >= 10
     if moment == "blocks":
         assert recorded + len(watch.of(vz.BlockFailed)) <= 10 + 2 * 3, "the others are not tried: they would fail, too"
-    resize("12m")
+    small_disk.resize("12m")
     result = vz.predict(package, source, out=folder / name, **CUT)
     assert result.blocks == result.plan.n_blocks - recorded, "what was written before is kept"
     same(pixels(folder / name), oracle(package, image))
 
 
 def test_a_disk_that_is_full_from_the_start(
-    package: Package, image: NDArray[Any], source: Path, small_disk: tuple[Path, Callable[[str], Any]]
+    package: Package, image: NDArray[Any], source: Path, small_disk: SmallDisk
 ) -> None:
     """Full between the check and the first write, for every thing that is written then: no traceback, nothing lost."""
-    folder, _ = small_disk
+    folder = small_disk.folder
 
     def then(_watching: Watching, event: Any) -> None:
         if isinstance(event, vz.PlanMade):
-            fill(folder)
+            small_disk.fill()
 
     with pytest.raises(vz.VoidzooError, match="No space left on device"):
         vz.predict(package, source, out=folder / "o.ome.zarr", watch=Watching(then), **CUT)

@@ -323,6 +323,40 @@ def test_keras_plateau():
     assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
+@pytest.mark.parametrize("room", ["20k", "150k", "300k"])
+def test_a_full_disk_is_told_and_costs_one_epoch_at_most(room, make_image, tiny, tmp_path, small_disk):
+    """Full at the first file, at the weights, at the checkpoint; with room the same command ends as if nothing was."""
+    image = make_image(31)
+    recipe = Recipe.guess("n2v", image, **tiny)
+    folder = small_disk.folder / "run"
+    small_disk.resize(room)
+    with pytest.raises(OutputError, match=r"cannot be written: No space left on device(.|\n)*the same command again"):
+        train(recipe, image, folder, device="cpu")
+    assert not list(folder.glob("*.part"))
+    small_disk.resize("6m")
+    run = train(recipe, image, folder, device="cpu")
+    assert run.state == "done"
+    assert equal_runs(run, train(recipe, image, tmp_path / "other", device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt", "last.pt"])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: bytes(len(b))])
+def test_damaged_files_of_a_run_are_named(name, damage, make_image, tiny, tmp_path):
+    image = make_image(32)
+    with pytest.raises(StopHere):
+        train(Recipe.guess("n2v", image, **tiny), image, tmp_path / "run", watch=stop_after(1), device="cpu")
+    path = tmp_path / "run" / name
+    path.write_bytes(damage(path.read_bytes()))
+
+    def use():
+        if name == "checkpoint.pt":
+            return train(Recipe.guess("n2v", image, **tiny), image, tmp_path / "run", device="cpu")
+        return load_run(tmp_path / "run").network(name.removesuffix(".pt"))
+
+    with pytest.raises(OutputError, match=f"{name} is damaged: ."):
+        use()
+
+
 def test_nan_loss_stops_and_says_where(make_image, tiny, tmp_path):
     recipe = Recipe.guess("n2v", make_image(), **(tiny | {"steps": 50, "learning_rate": 9.0, "residual": True}))
     real = denoisers.n2v(recipe)
