@@ -66,7 +66,7 @@ def rules_of(net: Net) -> dict[str, dict[str, int]]:
     if net.shape != "unet":
         return {a: {"minimum": 16, "step": 1, "halo": 2 if net.shape == "convs" else 0} for a in net.letters}
     from voidzoo.export.pack import axis_rules
-    from voidzoo.trainers.networks.unet import geometry
+    from voidzoo.trainers.networks.geometry import geometry
 
     rules = axis_rules(geometry(config_of(net)))
     return {a: {"minimum": r.minimum, "step": r.step, "halo": r.halo} for a, r in rules.items()}
@@ -91,7 +91,7 @@ def unet_onnx(net: Net, trained: Any = None) -> bytes:
     """A U-Net as ONNX: `trained`, or one with weights that keep the signal's size (He et al. 2015)."""
     import torch
 
-    from voidzoo.export.graph import RawToDenoised, to_onnx
+    from voidzoo.export.graph import denoiser_of, to_onnx
     from voidzoo.trainers.networks.unet import build
     from voidzoo.zoo.normalise import Normalisation
 
@@ -101,10 +101,8 @@ def unet_onnx(net: Net, trained: Any = None) -> bytes:
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
                 torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    if net.kind == "intensity":
-        graph = RawToDenoised(network, Normalisation((MEAN,), (STD,)), net.dims)
-    else:
-        graph = _normalised(network)
+    scale = Normalisation((MEAN,), (STD,))
+    graph = denoiser_of(network, scale) if net.kind == "intensity" else _normalised(network)
     return to_onnx(graph, 1, net.letters, {a: r["minimum"] for a, r in rules_of(net).items()})
 
 

@@ -111,7 +111,7 @@ def describe(
 ) -> str:
     """The text of rdf.yaml for a denoiser. files: name -> content of everything that it names by sha256.
 
-    facts: opset and working_bytes (per voxel) of the graph.
+    facts: opset and working_bytes (per voxel) of the graph, the version of torch, the name of the architecture's file.
     """
     method, dims = run.recipe.method, len(rules)
     rdf = {
@@ -124,6 +124,7 @@ def describe(
         "cite": [CITE[m] for m in (method, *ALSO.get(method, ()), "unet")],
         **({"license": about.licence} if about.licence else {}),
         "tags": [*TAGS[method], f"{dims}d", "unet", "onnx", "voidzoo", *about.tags],
+        "covers": ["cover.png"],
         "documentation": "README.md",
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": {
@@ -151,7 +152,27 @@ def describe(
                 "test_tensor": _file("test_output.npy", files),
             }
         ],
-        "weights": {"onnx": {**_file("weights.onnx", files), "opset_version": facts["opset"]}},
+        "weights": {
+            "pytorch_state_dict": {
+                **_file("weights.pt", files),
+                "architecture": {
+                    "callable": "RawToDenoised",
+                    **_file(facts["architecture"], files),
+                    "kwargs": run.info["network"],
+                },
+                "pytorch_version": facts["torch"],
+            },
+            "torchscript": {
+                **_file("weights.torchscript.pt", files),
+                "parent": "pytorch_state_dict",
+                "pytorch_version": facts["torch"],
+            },
+            "onnx": {
+                **_file("weights.onnx", files),
+                "parent": "pytorch_state_dict",
+                "opset_version": facts["opset"],
+            },
+        },
     }
     return yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=110)
 

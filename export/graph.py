@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import torch
-from torch import nn
 
+from ..trainers.networks.unet import RawToDenoised
 from ..zoo.errors import ProofFailed
 
 if TYPE_CHECKING:
@@ -21,28 +21,17 @@ IR_VERSION = 8
 """The newest opset and file version that every consumer reads: Fiji's onnxruntime is 1.12, newer files do not load."""
 
 
-class RawToDenoised(nn.Module):  # type: ignore[misc]
-    """Normalise, run the network, put the result back on the scale of the image.
-
-    x: float32 (b, c, [z], y, x), raw intensities -> float32, same shape, denoised intensities.
-    """
-
-    def __init__(
-        self, network: Any, normalisation: Normalisation, dims: int, target: Normalisation | None = None
-    ) -> None:
-        """`normalisation`: one mean and std a channel, in raw intensities. target: that of the result, if another."""
-        super().__init__()
-        shape = (1, len(normalisation.mean), *(1 for _ in range(dims)))
-        target = target or normalisation
-        for name, values in (
-            ("mean", normalisation.mean), ("std", normalisation.std), ("mean_out", target.mean), ("std_out", target.std)
-        ):  # fmt: skip
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(shape))
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: float32 (b, c, [z], y, x) -> the same shape."""
-        return self.network((x - self.mean) / self.std) * self.std_out + self.mean_out
+def denoiser_of(network: Any, normalisation: Normalisation, target: Normalisation | None = None) -> RawToDenoised:
+    """The network between normalisation and its inverse, in eval mode. target: that of the result, if it is another."""
+    with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced at once
+        raw = RawToDenoised(**network.config())
+    raw.network = network
+    target = target or normalisation
+    for end, scale in (("", normalisation), ("_out", target)):
+        for name, values in (("mean", scale.mean), ("std", scale.std)):
+            buffer = getattr(raw, f"{name}{end}")
+            buffer.copy_(torch.tensor(values, dtype=torch.float32).reshape(buffer.shape))
+    return raw.eval()
 
 
 def to_onnx(network: RawToDenoised, channels: int, space: str, sizes: dict[str, int]) -> bytes:

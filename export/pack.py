@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..infer.grid import Axis, round_up
 from ..infer.networks.graph import working_bytes
 from ..trainers.record import Run, load_run
 from ..zoo.errors import OutputError
 from ..zoo.package import AxisRule, Package, open_package
+from .cover import cover
 from .describe import About, channel_ids, describe, readme, suggest_name
-from .graph import RawToDenoised, evaluate, read_back, to_onnx
+from .graph import denoiser_of, evaluate, read_back, to_onnx
 from .proof import Check, prove
+from .torch_weights import ARCHITECTURE, architecture, state_dict, to_torchscript
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..trainers.networks.unet import AxisGeometry
+    from ..trainers.networks.geometry import AxisGeometry
+    from ..trainers.networks.unet import RawToDenoised
 
 SMALLEST = 64
 """The least size along a pooled axis that packages declare; with it every legal tile keeps more than its halo."""
@@ -78,22 +82,32 @@ def failed_folder(out: Path) -> Path:
 
 
 def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
-    from ..trainers.networks.unet import geometry
+    from ..trainers.networks.geometry import geometry
 
     rules = axis_rules(geometry(run.info["network"]))
-    network = RawToDenoised(run.network(which), run.normalisation, len(rules), run.target_normalisation).eval()
+    network = denoiser_of(run.network(which), run.normalisation, run.target_normalisation)
     channels = channel_ids(run.info["channels"])
-    onnx = to_onnx(network, len(channels), "".join(rules), {a: r.minimum for a, r in rules.items()})
+    trace = (len(channels), "".join(rules), {a: r.minimum for a, r in rules.items()})
+    onnx = to_onnx(network, *trace)
     test_input = test_tensor(run.validation, rules)
+    test_output = evaluate(network, test_input)
     files = {
         "README.md": readme(run, about).encode(),
+        "cover.png": cover(test_input[0], test_output[0]),
         "test_input.npy": _npy(test_input),
-        "test_output.npy": _npy(evaluate(network, test_input)),
+        "test_output.npy": _npy(test_output),
         "weights.onnx": onnx,
+        "weights.torchscript.pt": to_torchscript(network, *trace),
+        "weights.pt": state_dict(network),
+        ARCHITECTURE: architecture(),
     }
     shape = (1, len(channels), *(r.minimum for r in rules.values()))
-    working = round(working_bytes(onnx, [shape], prod(shape[2:])), 1)
-    facts = {"opset": read_back(onnx)["opset"], "working_bytes": working}
+    facts = {
+        "opset": read_back(onnx)["opset"],
+        "working_bytes": round(working_bytes(onnx, [shape], prod(shape[2:])), 1),
+        "torch": torch.__version__.partition("+")[0],
+        "architecture": ARCHITECTURE,
+    }
     rdf = describe(run, about, rules, channels, files, facts)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, content in {"rdf.yaml": rdf.encode(), **files}.items():

@@ -5,22 +5,26 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..infer.grid import Axis, round_up
-from ..infer.networks.device import find_device
+from ..infer.networks.device import cpu_count, find_device
 from ..infer.networks.session import Session
 from ..infer.planning import make_plan
 from ..infer.run import run_in_memory
 from ..zoo.errors import PackageError, ProofFailed
 from ..zoo.open import open_image
-from ..zoo.package import Package
+from ..zoo.package import Package, torch_is_there
+from ..zoo.pictures import contrast, side_by_side
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..zoo.package import Weights
 
 LIMIT = 1e-4
 """The largest difference that passes, in standard deviations of the output: float rounding, nothing else."""
@@ -72,20 +76,45 @@ def check_reference(package: Package, session: Session, keep: Path) -> Check:
     return _compare("onnx = test output", test_output, session.run([test_input])[0], keep)
 
 
-def check_sizes(package: Package, session: Session, reference: Runner, keep: Path) -> Check:
-    """Torch and ONNX agree at two batch sizes and three sizes."""
+def check_sizes(name: str, package: Package, session: Session, other: Runner, keep: Path) -> Check:
+    """ONNX and another form of the network agree at two batch sizes and three sizes; the worst of the six."""
     test_input, _ = test_tensors(package)
     worst: Check | None = None
     for batch in (1, 2):
         for steps in (0, 1, 3):
             sizes = [r.minimum + steps * r.step for r in package.rules.values()]
             x = _cut(test_input, batch, sizes)
-            check = _compare("torch = onnx", reference(x), session.run([x])[0], keep)
+            check = _compare(f"{name} = onnx", other(x), session.run([x])[0], keep)
             if worst is None or not check.passed or check.difference > worst.difference:
                 worst = check
             if not check.passed:
                 return check
-    return worst or Check("torch = onnx", False, "no size was tried")
+    assert worst is not None
+    return worst
+
+
+def check_torch_weights(package: Package, weights: Weights, session: Session, keep: Path, *, trust_code: bool) -> Check:
+    """TorchScript, or a state dict in its architecture, is the network of the ONNX file.
+
+    A state dict runs Python code of the package: that of voidzoo, or with `trust_code` any other.
+    """
+    name = {"torchscript": "torchscript", "pytorch_state_dict": "state dict"}[weights.kind]
+    if not torch_is_there():
+        return Check(f"{name} = onnx", True, "not run: torch is not installed")
+    if weights.kind == "pytorch_state_dict" and not (trust_code or _own_architecture(package, weights)):
+        return Check(f"{name} = onnx", True, "not run: it runs code of the package (--trust-code)")
+    from ..infer.networks.torch_network import TorchNetwork
+
+    network = TorchNetwork(package, weights, find_device("cpu"), cpu_count(), trust_code=True)
+    return check_sizes(name, package, session, lambda x: network.run({package.main.id: x})[0], keep)
+
+
+def _own_architecture(package: Package, weights: Weights) -> bool:
+    """Whether the code that makes the network is that of this voidzoo, byte by byte."""
+    from .torch_weights import architecture
+
+    source = (weights.options.get("architecture") or {}).get("source")
+    return bool(source) and package.files.read(str(source)) == architecture()
 
 
 def check_tiles(package: Package, reference: Runner, keep: Path) -> Check:
@@ -161,23 +190,49 @@ def _compare(name: str, expected: NDArray[np.float32], found: NDArray[np.float32
         word = name.replace(" = ", "-").replace(" ", "-")
         np.save(keep / f"{word}-expected.npy", expected)
         np.save(keep / f"{word}-found.npy", found)
+        _draw(expected, found, keep / f"{word}-difference.png")
     return Check(name, passed, f"max difference {difference:.1e} std (limit {LIMIT:.0e})", difference)
 
 
+def _draw(expected: NDArray[np.float32], found: NDArray[np.float32], path: Path) -> None:
+    """Both and their difference, in the plane in which it is largest. (..., y, x)"""
+    off = np.abs(np.nan_to_num(found - expected, nan=np.inf)).reshape(-1, *expected.shape[-2:])
+    worst = int(off.max(axis=(1, 2)).argmax())
+    planes = [np.asarray(p.reshape(off.shape)[worst]) for p in (expected, found)]
+    most = float(np.abs(planes[1] - planes[0]).max())
+    grey = contrast(planes[0])
+    side_by_side(
+        [*planes, planes[1] - planes[0]],
+        ["expected", "found", f"difference, +-{most:.3g}"],
+        [grey, grey, (-most, most)],
+        path,
+    )
+
+
 def prove(
-    package: Package, reference: Runner | None, keep: Path, tell: Callable[[Check], None] = lambda _check: None
+    package: Package,
+    reference: Runner | None,
+    keep: Path,
+    tell: Callable[[Check], None] = lambda _check: None,
+    *,
+    trust_code: bool = False,
 ) -> list[Check]:
     """All checks of a package; `reference` is the torch network, None where only the package is at hand.
 
-    Raises ProofFailed after the last check when one failed; the tensors that differ then lie in `keep`.
+    trust_code: run Python code of the package. Raises ProofFailed after the last check when one failed; the tensors
+    that differ then lie in `keep`.
     """
     steps: list[Callable[[], Check]] = []
-    if package.plain:  # others: only what their own makers ask for
+    if package.plain and package.weights[0].kind == "onnx":  # others: only what their own makers ask for
         session = Session(package, find_device("cpu"))
         whole: Runner = reference or (lambda x: session.run([x])[0])
         steps.append(lambda: check_reference(package, session, keep))
         if reference is not None:
-            steps.append(lambda: check_sizes(package, session, reference, keep))
+            steps.append(lambda: check_sizes("torch", package, session, reference, keep))
+        steps += [
+            partial(check_torch_weights, package, weights, session, keep, trust_code=trust_code)
+            for weights in package.weights[1:]
+        ]
         steps.append(lambda: check_tiles(package, whole, keep))
     steps.append(lambda: check_consumer(Path(package.path)))
     checks = []

@@ -15,10 +15,11 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from voidzoo.export.graph import RawToDenoised, to_onnx
+from voidzoo.export.graph import denoiser_of, to_onnx
 from voidzoo.export.pack import axis_rules
 from voidzoo.infer.networks.graph import working_bytes
-from voidzoo.trainers.networks.unet import build, geometry
+from voidzoo.trainers.networks.geometry import geometry
+from voidzoo.trainers.networks.unet import build
 from voidzoo.zoo.normalise import Normalisation
 from voidzoo.zoo.package import Package, open_package
 
@@ -55,10 +56,8 @@ def make_package(
               "channels_out": outputs, **network}  # fmt: skip
     built = random_network(seed, **config)
     rules = axis_rules(geometry({"kernel": built.kernel, "pool": built.pool, **config}))
-    raw = RawToDenoised(built, Normalisation((mean,) * channels, (std,) * channels), dims)
-    if outputs != channels:  # one scale for all outputs
-        for name in ("mean", "std", "mean_out", "std_out"):
-            setattr(raw, name, getattr(raw, name)[:, :1])
+    scale = [Normalisation((mean,) * n, (std,) * n) for n in (channels, outputs)]
+    raw = denoiser_of(built, *scale)
     onnx = to_onnx(raw, channels, "".join(rules), {a: r.minimum for a, r in rules.items()})
     write_package(folder, onnx, rules, [f"in{i}" for i in range(channels)], [f"out{i}" for i in range(outputs)],
                   kinds=list(kinds or ["intensity"] * outputs))  # fmt: skip

@@ -24,7 +24,7 @@ from .device import choose_device, choose_precision, describe_device, in_bf16
 from .inputs import inputs_of
 from .loop import TrainingDone, TrainingStarted, fit, start
 from .memory import fitting
-from .networks.unet import geometry, parameter_count
+from .networks.geometry import geometry, parameter_count
 from .patches import Patches, validation_batches
 from .pool import Pool
 from .recipe import Recipe

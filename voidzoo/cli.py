@@ -136,12 +136,21 @@ def export(
 def check(
     package: str,
     keep: Annotated[Path | None, typer.Option(help="Where tensors that differ are kept.")] = None,
+    opens: Annotated[
+        str | None, typer.Option("--for", metavar="NAMES", help="Only where it opens: all, fiji, qupath, ilastik, ...")
+    ] = None,
+    trust_code: opt.Trust = False,
     json: opt.Json = False,
 ) -> None:
-    """Prove a package: checksums, test tensors, whole = tiled, bioimageio.core's own test."""
+    """Prove a package: checksums, test tensors, all weights equal, whole = tiled, bioimageio.core's own test."""
+    if opens is not None:
+        from .opens import opens as tell
+
+        tell(package, opens, as_json=json)
+        return
     from .verbs import check as run
 
-    run(package, keep, as_json=json)
+    run(package, keep, trust_code=trust_code, as_json=json)
 
 
 @app.command()

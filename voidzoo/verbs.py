@@ -154,15 +154,16 @@ def export(run_folder: Path, out: Path, settings: dict[str, Any], *, as_json: bo
     say("next     " + shlex.join(["voidzoo", "predict", str(out), "IMAGE", "-o", "OUT.ome.zarr"]))
 
 
-def check(path: str, keep: Path | None, *, as_json: bool) -> None:
+def check(path: str, keep: Path | None, *, trust_code: bool, as_json: bool) -> None:
     """`voidzoo check`."""
     from .export.proof import prove, summary
 
     package = open_package(path)
     with tempfile.TemporaryDirectory() as folder:
         checks = prove(
-            package, None, keep or Path(folder), (lambda _c: None) if as_json else lambda c: say(f"check    {c}")
-        )
+            package, None, keep or Path(folder), (lambda _c: None) if as_json else lambda c: say(f"check    {c}"),
+            trust_code=trust_code,
+        )  # fmt: skip
     if as_json:
         say(json.dumps({"package": path, "name": package.name, "checks": summary(checks)}))
     else:

@@ -278,7 +278,7 @@ class Package:
                 f"{self.path} has no ONNX weights, only a state dict: running it runs Python code of the package.",
                 mend="--trust-code  if you trust where the package came from",
             )
-        if weights.kind != "onnx" and not (_torch_is_there() if torch is None else torch):
+        if weights.kind != "onnx" and not (torch_is_there() if torch is None else torch):
             raise DependencyError(
                 f"{self.path} has no ONNX weights; its {weights.kind} weights need torch, which is not installed.",
                 mend="pip install torch",
@@ -323,7 +323,8 @@ def _halo_of_input(axis: TensorAxis, output: TensorAxis | None) -> int:
     return ceil(output.halo * ratio - 1e-6)
 
 
-def _torch_is_there() -> bool:
+def torch_is_there() -> bool:
+    """Whether torch is installed; it is not imported."""
     return importlib.util.find_spec("torch") is not None
 
 

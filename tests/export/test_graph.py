@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.packages import micrograph, random_network
-from voidzoo.export.graph import RawToDenoised, evaluate, read_back, to_onnx
+from voidzoo.export.graph import denoiser_of, evaluate, read_back, to_onnx
 from voidzoo.zoo.errors import ProofFailed
 from voidzoo.zoo.normalise import Normalisation
 
@@ -26,14 +26,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str) -> tuple[RawToDenoised, int, str, tuple[int, ...]]:
+def make(name: str) -> tuple[Any, int, str, tuple[int, ...]]:
     """Random weights and statistics -> network, channels, axes, divisors."""
     rng = np.random.default_rng()
     config = {"network": "unet", "filters": 4, "channels_in": 1, "channels_out": 1, **NETWORKS[name]}
     network = random_network(int(rng.integers(2**31)), **config)
     channels, dims = config["channels_in"], config["dims"]
     mean, std = rng.uniform(-100, 3000, channels), rng.uniform(1, 400, channels)
-    wrapped = RawToDenoised(network, Normalisation(tuple(mean), tuple(std)), dims).eval()
+    wrapped = denoiser_of(network, Normalisation(tuple(mean), tuple(std)))
     steps = tuple(p ** config["depth"] for p in config.get("pool", [1, 2, 2][-dims:]))
     return wrapped, channels, "zyx"[-dims:], steps
 

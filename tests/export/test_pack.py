@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,6 +20,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from PIL import Image as Pillow
 
 import voidzoo as vz
 from tests.export.tiny import tiny_run
@@ -44,11 +48,17 @@ def test_the_description_is_the_portable_profile(run: vz.Run, tmp_path: Path) ->
     out = tmp_path / "deep" / "m.zip"
     package = vz.export(run, out, name="n2v cells (v1)", authors=["Ada Ito"], license="CC-BY-4.0", description="Cells.")
     files = unzipped(out)
-    assert set(files) == {"rdf.yaml", "README.md", "weights.onnx", "test_input.npy", "test_output.npy"}
+    assert set(files) == {
+        "rdf.yaml", "README.md", "cover.png", "network.py", "weights.onnx", "weights.torchscript.pt", "weights.pt",
+        "test_input.npy", "test_output.npy",
+    }  # fmt: skip
     rdf = yaml.safe_load(files["rdf.yaml"])
     assert rdf["format_version"] == "0.5.4"
     assert rdf["documentation"] == "README.md"
-    assert all(isinstance(cover, str) and cover in files for cover in rdf.get("covers", []))
+    assert rdf["covers"] == ["cover.png"]
+    with Pillow.open(io.BytesIO(files["cover.png"])) as picture:
+        assert picture.size == (256, 256)
+    assert len(files["cover.png"]) < 500_000
     assert "## Validation" in files["README.md"].decode()
     assert "id" not in rdf
     assert rdf["config"]["bioimageio"]["nickname"] == "n2v-cells-v1"
@@ -68,10 +78,18 @@ def test_the_description_is_the_portable_profile(run: vz.Run, tmp_path: Path) ->
         assert size["min"] > 2 * axis["halo"]
         assert axis["halo"] == 24, "the receptive radius of depth 2, rounded up"
         assert axis["size"] == {"tensor_id": "input", "axis_id": letter}
-    for entry in (tensor_in["test_tensor"], tensor_out["test_tensor"], rdf["weights"]["onnx"]):
+    weights = rdf["weights"]
+    made = weights["pytorch_state_dict"]["architecture"]
+    for entry in (tensor_in["test_tensor"], tensor_out["test_tensor"], *weights.values(), made):
         assert entry["sha256"] == hashlib.sha256(files[entry["source"]]).hexdigest()
     assert rdf["weights"]["onnx"]["opset_version"] == 17
-    assert list(rdf["weights"]) == ["onnx"]
+    assert [weights[k].get("parent") for k in ("pytorch_state_dict", "torchscript", "onnx")] == [
+        None, "pytorch_state_dict", "pytorch_state_dict"
+    ]  # fmt: skip
+    imported = {
+        n.split(".")[0] for n in re.findall(r"^(?:from|import) (\S+)", files["network.py"].decode(), re.MULTILINE)
+    }
+    assert imported <= {"__future__", "itertools", "typing", "collections", "torch"}, "no library but torch"
     ours = rdf["config"]["voidzoo"]
     assert ours["kinds"] == ["intensity"]
     assert ours["seed"] == run.recipe.seed
@@ -113,7 +131,9 @@ def test_bioimageio_accepts_what_we_write(case: str, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", settings.pop("shape"), settings.pop("axes"), **settings)
     checks: list[Check] = []
     package = vz.export(run, tmp_path / "m.zip", license="MIT", authors=["A. B."], watch=checks.append)
-    assert [c.name.split(" ")[0] for c in checks] == ["onnx", "torch", "whole", "bioimageio.core"]
+    names = ["onnx", "torch", "torchscript", "state dict", "whole", "bioimageio.core"]
+    assert [c.name.split(" = ")[0].split(" 0")[0] for c in checks] == names
+    assert not any("not run" in c.detail for c in checks)
     assert all(c.passed for c in checks)
     assert checks[-1].detail == "status passed"
 
@@ -165,12 +185,12 @@ def test_one_wrong_weight_is_noticed_and_nothing_is_written(
     out, checks = tmp_path / "m.zip", []
     with pytest.raises(ProofFailed, match="is not proved: onnx = test output: max difference") as caught:
         vz.export(run, out, watch=checks.append)
-    assert [c.passed for c in checks] == [False, False, False, True], "whatever is compared with torch differs"
+    assert [c.passed for c in checks] == [False] * 5 + [True], "whatever is compared with torch differs"
     assert checks[0].difference > proof.LIMIT
     kept = sorted(p.name for p in (tmp_path / "m.failed").iterdir())
-    pairs = ("onnx-test-output", "torch-onnx", "whole-tiled")
-    assert kept == [f"{pair}-{which}.npy" for pair in pairs for which in ("expected", "found")]
-    expected, found = (np.load(tmp_path / "m.failed" / name) for name in kept[:2])
+    pairs = ("onnx-test-output", "state-dict-onnx", "torch-onnx", "torchscript-onnx", "whole-tiled")
+    assert kept == [f"{p}-{which}" for p in pairs for which in ("difference.png", "expected.npy", "found.npy")]
+    expected, found = (np.load(tmp_path / "m.failed" / name) for name in kept[1:3])
     assert np.abs(expected - found).max() / expected.std() == pytest.approx(checks[0].difference, rel=1e-4)
     assert str(tmp_path / "m.failed") in caught.value.where
     assert [p.name for p in tmp_path.iterdir()] == ["m.failed"]
@@ -183,13 +203,37 @@ def test_one_wrong_weight_is_noticed_and_nothing_is_written(
 
 
 @pytest.mark.usefixtures("no_consumer")
+@pytest.mark.parametrize(("form", "name"), [("to_torchscript", "torchscript"), ("state_dict", "state dict")])
+def test_one_form_of_the_weights_that_differs_is_named(
+    form: str, name: str, run: vz.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others agree; a picture shows what, where and how much differs."""
+    honest = getattr(pack, form)
+
+    def other(network: Any, *trace: Any) -> bytes:
+        changed = copy.deepcopy(network)
+        changed.mean_out += 0.05 * changed.std_out
+        return bytes(honest(changed, *trace))
+
+    monkeypatch.setattr(pack, form, other)
+    checks: list[Check] = []
+    with pytest.raises(ProofFailed, match=f"is not proved: {name} = onnx: max difference"):
+        vz.export(run, tmp_path / "m.zip", watch=checks.append)
+    assert [c.name for c in checks if not c.passed] == [f"{name} = onnx"]
+    word = name.replace(" ", "-")
+    with Pillow.open(tmp_path / "m.failed" / f"{word}-onnx-difference.png") as picture:
+        assert min(picture.size) >= 64
+    assert not (tmp_path / "m.zip").exists()
+
+
+@pytest.mark.usefixtures("no_consumer")
 def test_a_halo_that_is_too_small_is_noticed(run: vz.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With half the halo, tiles and whole differ, and only there does the proof fail."""
     monkeypatch.setattr(pack, "axis_rules", lambda _g: {a: AxisRule(64, 4, 8) for a in "yx"})
     checks: list[Check] = []
     with pytest.raises(ProofFailed, match=r"whole = tiled: max difference .* halo y 8, x 8"):
         vz.export(run, tmp_path / "m.zip", watch=checks.append)
-    assert [c.passed for c in checks] == [True, True, False, True]
+    assert [c.passed for c in checks] == [True] * 4 + [False, True]
     assert not (tmp_path / "m.zip").exists()
 
 
@@ -272,9 +316,9 @@ def test_best_and_last_weights_are_what_they_say(tmp_path: Path) -> None:
     for which in ("best", "last"):
         package = vz.export(run, tmp_path / f"{which}.zip", which=which)
         results[which] = vz.predict(package, x, axes="yx", device="cpu")
-        reference = pack.RawToDenoised(run.network(which), run.normalisation, 2)
+        reference = pack.denoiser_of(run.network(which), run.normalisation)
         package_x, package_y = proof.test_tensors(package)
-        expected = pack.evaluate(reference.eval(), package_x)
+        expected = pack.evaluate(reference, package_x)
         assert np.abs(package_y - expected).max() <= 1e-5 * expected.std()
     assert np.abs(results["best"] - results["last"]).max() > 0
 

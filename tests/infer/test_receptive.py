@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from tests.infer.test_receptive_oracle import check_halo, check_sees, check_tiles
 from voidzoo.infer.sight.receptive import Reach, receptive_field, widest
-from voidzoo.trainers.networks.unet import build, geometry
+from voidzoo.trainers.networks.geometry import geometry
+from voidzoo.trainers.networks.unet import build
 from voidzoo.zoo.errors import PackageError
 
 

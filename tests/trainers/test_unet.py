@@ -8,8 +8,8 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from voidzoo.trainers.networks.unet import ChannelNets, MaxBlurPool, UNet, build, geometry, parameter_count
-from voidzoo.zoo.errors import RecipeError
+from voidzoo.trainers.networks.geometry import geometry, parameter_count
+from voidzoo.trainers.networks.unet import ChannelNets, MaxBlurPool, UNet, build
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_without_the_top_skip_the_first_level_is_not_seen_again():
 
 
 def test_contradictions_are_refused():
-    with pytest.raises(RecipeError, match="no network 'vnet'"):
+    with pytest.raises(ValueError, match="no network 'vnet'"):
         build({"network": "vnet"})
-    with pytest.raises(RecipeError, match="each of 3 axes"):
+    with pytest.raises(ValueError, match="each of 3 axes"):
         UNet(3, kernel=(3, 3))
-    with pytest.raises(RecipeError, match="as many outputs"):
+    with pytest.raises(ValueError, match="as many outputs"):
         UNet(2, channels_out=2, residual=True)
 
 

@@ -1,16 +1,16 @@
-"""The U-Net of CSBDeep (Weigert et al. 2018) in 2D and 3D, and the arithmetic of what one of its pixels sees."""
+"""The U-Net of CSBDeep (Weigert et al. 2018) in 2D and 3D, and the denoiser around it that takes raw intensities.
+
+This file imports torch alone: it lies in every package as the architecture of its state dict.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-
-from ...zoo.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class UNet(nn.Module):  # type: ignore[misc]
         top_skip: bool = True,
         pooling: str = "max",
     ) -> None:
-        """Raise RecipeError for settings that contradict each other."""
+        """Raise ValueError for settings that contradict each other."""
         super().__init__()
         self.dims, self.depth, self.filters = dims, depth, filters
         self.channels_in, self.channels_out = channels_in, channels_out
@@ -55,11 +55,9 @@ class UNet(nn.Module):  # type: ignore[misc]
         self.residual, self.batch_norm = residual, batch_norm
         self.top_skip, self.pooling = top_skip, pooling
         if len(self.kernel) != dims or len(self.pool) != dims:
-            raise RecipeError(f"kernel {self.kernel} and pool {self.pool} need one number for each of {dims} axes.")
+            raise ValueError(f"kernel {self.kernel} and pool {self.pool} need one number for each of {dims} axes.")
         if residual and channels_in != channels_out:
-            raise RecipeError(
-                f"a residual network has as many outputs as inputs, not {channels_out} for {channels_in}."
-            )
+            raise ValueError(f"a residual network has as many outputs as inputs, not {channels_out} for {channels_in}.")
         width = [filters * 2**n for n in range(depth + 1)]
         self.down = nn.ModuleList(
             self._level(channels_in if n == 0 else width[n - 1], width[n], width[n]) for n in range(depth)
@@ -177,71 +175,39 @@ NETWORKS = {"unet": UNet, "channel_nets": ChannelNets}
 
 
 def build(config: Mapping[str, Any]) -> Any:
-    """The network that `config()` described, with fresh weights. Raises RecipeError for an unknown kind."""
+    """The network that `config()` described, with fresh weights. Raises ValueError for an unknown kind."""
     settings = dict(config)
     kind = settings.pop("network", None)
     if kind not in NETWORKS:
-        raise RecipeError(f"there is no network {kind!r}; there are: {', '.join(NETWORKS)}.")
+        raise ValueError(f"there is no network {kind!r}; there are: {', '.join(NETWORKS)}.")
     return NETWORKS[kind](**settings)
+
+
+class RawToDenoised(nn.Module):  # type: ignore[misc]
+    """Normalise, run the network, put the result on the scale of the image (or of what it was trained to predict).
+
+    x: float32 (b, c, [z], y, x), raw intensities -> float32, same shape, denoised intensities. mean, std, mean_out and
+    std_out, one a channel in grey values, are buffers: 0 and 1 until a state dict is loaded.
+    """
+
+    def __init__(self, **network: Any) -> None:
+        """`network`: what `build` takes."""
+        super().__init__()
+        self.network = build(network)
+        nets = self.network.nets if isinstance(self.network, ChannelNets) else [self.network]
+        sizes = [sum(net.channels_in for net in nets), sum(net.channels_out for net in nets)]
+        for end, channels in zip(("", "_out"), sizes, strict=True):
+            self.register_buffer(f"mean{end}", torch.zeros(1, channels, *(1,) * nets[0].dims))
+            self.register_buffer(f"std{end}", torch.ones(1, channels, *(1,) * nets[0].dims))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float32 (b, c, [z], y, x) -> the same shape."""
+        return self.network((x - self.mean) / self.std) * self.std_out + self.mean_out
 
 
 def default_pool(dims: int) -> tuple[int, ...]:
     """Pooling per spatial axis: 2 in y and x, 1 in z (stacks are shallow and sampled more coarsely along z)."""
     return (2, 2) if dims == 2 else (1, 2, 2)
-
-
-def parameter_count(network: Any) -> int:
-    """Numbers in the network, batch norm counted as 4 a channel (weight, bias, running mean and variance)."""
-    return sum(v.numel() for name, v in network.state_dict().items() if not name.endswith("num_batches_tracked"))
-
-
-@dataclass(frozen=True)
-class AxisGeometry:
-    """How tiles must lie along one spatial axis; all in pixels.
-
-    step: sides and tile origins are multiples of it. radius: how far the worst output pixel sees to either side.
-    aligned: the same for a tile whose edges lie on multiples of the step. halo: `aligned` rounded up to the step.
-    """
-
-    step: int
-    radius: int
-    aligned: int
-    halo: int
-
-
-def geometry(config: Mapping[str, Any]) -> dict[str, AxisGeometry]:
-    """The geometry along each spatial axis by letter, from a `config()`; no network is built."""
-    letters = "zyx"[-int(config["dims"]) :]
-    depth = int(config["depth"])
-    blur = config.get("pooling", "max") == "blur"
-    return {
-        letter: _axis_geometry(depth, int(kernel) // 2, int(pool), blur=int(blur and int(pool) == 2))
-        for letter, kernel, pool in zip(letters, config["kernel"], config["pool"], strict=True)
-    }
-
-
-def _axis_geometry(depth: int, half: int, pool: int, *, blur: int) -> AxisGeometry:
-    """Radius = sum over all convolutions in series of half * pool^level, plus the phase within a pooling window, plus
-    the pixel to either side that a blurred pooling (blur 1) sees at each level.
-    """
-    reach = CONVS * half
-    step = pool**depth
-    levels = sum(pool**n for n in range(depth))
-    radius = reach * (2 * levels + step) + step - 1 + blur * levels
-    aligned = _needed(0, 0, depth, reach, pool, blur)
-    return AxisGeometry(step, radius, aligned, -(-aligned // step) * step)
-
-
-def _needed(level: int, extent: int, depth: int, reach: int, pool: int, blur: int) -> int:
-    """Pixels before a tile's edge that level's input must have when its output is needed `extent` pixels before it.
-
-    Interval arithmetic from the output back to the input; units are pixels of that level.
-    """
-    if level == depth:
-        return extent + reach
-    extent += reach  # the convolutions on the way up; the same pixels are needed of the skip connection
-    below = _needed(level + 1, -(-extent // pool), depth, reach, pool, blur)
-    return max(extent, pool * below + blur) + reach
 
 
 def _conv(dims: int) -> Any:

@@ -1,0 +1,225 @@
+"""Where a package opens: the table's verdicts on descriptions of others, on ours, and on each thing that can be wrong."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from onnx import TensorProto, helper
+
+import voidzoo as vz
+from tests.export.tiny import tiny_run
+from voidzoo.cli import main as command
+from voidzoo.export import proof
+from voidzoo.export.consumers import CONSUMERS, TABLE, verdicts
+from voidzoo.export.facts import facts_of
+from voidzoo.export.proof import Check
+from voidzoo.zoo.package import open_package
+
+DATA = Path(__file__).parents[1] / "data" / "models"
+
+
+def identity(opset: int, ir: int) -> bytes:
+    """A graph of one Identity in these versions."""
+    sides = ["b", 1, "y", "x"]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, sides) for n in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+    return bytes(model.SerializeToString())
+
+
+def written(folder: Path, rdf: dict[str, Any], name: str = "rdf.yaml", onnx_file: bytes | None = None) -> Path:
+    """A package folder with this description; its weights are an identity where nothing else is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rdf = copy.deepcopy(rdf)
+    for kind, entry in rdf["weights"].items():
+        data = (onnx_file or identity(17, 8)) if kind == "onnx" else b"not read"
+        file = Path(entry["source"]).name
+        (folder / file).write_bytes(data)
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / name).write_text(yaml.safe_dump(rdf))
+    return folder
+
+
+def answers(path: Path) -> dict[str, str]:
+    return {v.consumer: v.answer for v in verdicts(open_package(path))}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "versions", "expected"),
+    [
+        # a nuclei U-Net of others: space axes without id, opset 20, IR 9, zero_mean_unit_variance, sigmoid
+        ("nuclei_broad_v05", "rdf.yaml", (20, 9), "yes, with loss, no, no, no, no, with loss"),
+        # the same in format 0.4, which ilastik and JDLL do read
+        ("nuclei_broad_v049", "rdf.yaml", (20, 9), "with loss, with loss, with loss, with loss, no, no, with loss"),
+        # the same in 0.3, which bioimageio.core does not read
+        ("nuclei_broad_v03", "UNet2DNucleiBroad.model.yaml", (9, 4), "no, no, no, no, no, no, with loss"),
+    ],
+)
+def test_packages_of_others(name: str, file: str, versions: tuple[int, int], expected: str, tmp_path: Path) -> None:
+    """As measured with the programs themselves (bioimageio.core, tiktorch, JDLL's and QuPath's parsers)."""
+    rdf = yaml.safe_load((DATA / f"{name}.yaml").read_text())
+    path = written(tmp_path / "m", rdf, file, identity(*versions))
+    found = verdicts(open_package(path))
+    assert ", ".join(v.answer for v in found) == expected
+    for verdict in found:
+        assert bool(verdict.reasons) == (verdict.answer != "yes")
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of ours, 2D."""
+    folder = tmp_path_factory.mktemp("ours")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+        vz.export(tiny_run(folder / "run"), folder / "m.zip", authors=["A. B."])
+    return folder / "m.zip"
+
+
+def test_ours_open_everywhere(ours: Path) -> None:
+    """But in CAREamics, which opens its own alone."""
+    assert answers(ours) == {c: "no" if c == "careamics" else "yes" for c in CONSUMERS}
+
+
+def first(tensors: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda rdf: rdf[tensors][0]
+
+
+def step(name: str, **kwargs: Any) -> list[dict[str, Any]]:
+    return [{"id": name, "kwargs": kwargs}]
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, str], str]] = {
+    "maps of 0.5.11": (
+        lambda r: r.update(covers=[{"source": "cover.png", "sha256": "0" * 64}]),
+        {"ilastik": "no", "fiji": "no", "qupath": "no"}, "maps with a sha256",
+    ),
+    "no nickname": (lambda r: r["config"].pop("bioimageio"), {"fiji": "no"}, "NullPointerException"),
+    "no authors": (lambda r: r.pop("authors"), {"qupath": "no"}, "without authors"),
+    "axis without id": (lambda r: r["inputs"][0]["axes"][3].pop("id"), {"fiji": "no", "qupath": "no"}, "an id|the id"),
+    "no torch weights": (
+        lambda r: [r["weights"].pop(k) for k in ("pytorch_state_dict", "torchscript")],
+        {"ilastik": "with loss", "qupath": "with loss", "biapy": "no"}, "ONNX weights|state dicts",
+    ),
+    "no ONNX": (lambda r: r["weights"].pop("onnx"), {"fiji": "with loss", "onnxruntime": "no"}, "libtorch|no ONNX"),
+    "linear a channel": (
+        lambda r: r["inputs"][0].update(preprocessing=step("scale_linear", gain=[2.0], offset=[1.0], axis="channel")),
+        {"fiji": "no", "onnxruntime": "with loss"}, "silently wrong|by hand",
+    ),
+    "linear of one number": (
+        lambda r: r["inputs"][0].update(preprocessing=step("scale_linear", gain=2.0, offset=1.0)),
+        {"qupath": "no", "onnxruntime": "with loss"}, "cannot be parsed|by hand",
+    ),
+    "fixed a channel": (
+        lambda r: r["inputs"][0].update(
+            preprocessing=step("fixed_zero_mean_unit_variance", mean=[2.0], std=[1.0], axis="channel")),
+        {"fiji": "no", "qupath": "no", "onnxruntime": "with loss"}, "ArrayIndex|skips|by hand",
+    ),
+    "measured": (
+        lambda r: r["inputs"][0].update(preprocessing=step("zero_mean_unit_variance", axes=["x", "y"])),
+        {"ilastik": "with loss", "qupath": "with loss", "onnxruntime": "with loss"}, "tile by tile|by hand",
+    ),
+    "softmax": (
+        lambda r: r["outputs"][0].update(postprocessing=step("softmax", axis="channel")),
+        {"fiji": "no", "qupath": "no", "onnxruntime": "with loss"}, "no class|skips|by hand",
+    ),
+    "clip": (
+        lambda r: r["outputs"][0].update(postprocessing=step("clip", min=0.0)),
+        {"fiji": "no", "onnxruntime": "with loss"}, "min and max|by hand",
+    ),
+    "another order": (
+        lambda r: r["outputs"][0]["axes"].append(r["outputs"][0]["axes"].pop(1)),
+        {"ilastik": "no", "biapy": "no"}, "takes the output's axes|must be batch",
+    ),
+    "no task": (lambda r: r.update(tags=["2d"]), {"biapy": "no"}, "task"),
+    "no kwargs": (
+        lambda r: r["weights"]["pytorch_state_dict"]["architecture"].pop("kwargs"), {"biapy": "no"}, "kwargs",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_thing_that_is_wrong_is_named(name: str, ours: Path, tmp_path: Path) -> None:
+    """One change of a package that opens everywhere: these programs, for these reasons, and no others."""
+    change, expected, reasons = WRONG[name]
+    rdf = dict(open_package(ours).rdf)
+    rdf = copy.deepcopy(rdf)
+    change(rdf)
+    found = verdicts(open_package(written(tmp_path / "m", rdf)))
+    wrong = {v.consumer: v.answer for v in found if v.consumer != "careamics" and v.answer != "yes"}
+    assert wrong == expected
+    for verdict in found:
+        if verdict.consumer in expected:
+            assert re.search(reasons, verdict.reasons[0].reason), verdict.reasons[0].reason
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ((17, 8), {}),
+        ((18, 8), {}),
+        ((19, 9), {"fiji": "with loss"}),
+        ((20, 10), {"fiji": "with loss", "onnxruntime": "with loss"}),
+    ],
+)
+def test_the_versions_of_the_onnx_file_itself_count(
+    versions: tuple[int, int], expected: dict[str, str], ours: Path, tmp_path: Path
+) -> None:
+    """Not what the description says of them; TorchScript stands in where Fiji's onnxruntime is too old."""
+    path = written(tmp_path / "m", dict(open_package(ours).rdf), onnx_file=identity(*versions))
+    assert {k: v for k, v in answers(path).items() if v != "yes" and k != "careamics"} == expected
+
+
+def test_two_tensors_and_volumes(tmp_path: Path, ours: Path) -> None:
+    rdf = copy.deepcopy(dict(open_package(ours).rdf))
+    second = copy.deepcopy(rdf["inputs"][0])
+    rdf["inputs"].append(second | {"id": "second"})
+    found = answers(written(tmp_path / "two", rdf))
+    assert [found[c] for c in ("core", "ilastik", "fiji", "qupath", "biapy")] == ["yes", "no", "no", "no", "no"]
+    rdf = copy.deepcopy(dict(open_package(ours).rdf))
+    for tensor, size in (("inputs", {"min": 1, "step": 1}), ("outputs", {"tensor_id": "input", "axis_id": "z"})):
+        rdf[tensor][0]["axes"].insert(2, {"type": "space", "id": "z", "size": size})
+    found = answers(written(tmp_path / "volume", rdf))
+    assert {c: a for c, a in found.items() if a != "yes"} == {"qupath": "no", "careamics": "no"}
+
+
+def test_every_rule_is_about_a_fact_and_a_program(ours: Path) -> None:
+    """No rule can be about nothing; each says why and where that was seen."""
+    facts = facts_of(open_package(ours))
+    for rule in TABLE:
+        assert rule.fact in facts
+        assert set(rule.consumers) <= set(CONSUMERS)
+        assert rule.reason
+        assert rule.source
+        assert str(rule.allowed)
+    assert {c for rule in TABLE for c in rule.consumers} == set(CONSUMERS)
+
+
+def test_the_command(ours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`check --for`: all exits 0, a program that does not open it 1, an unknown one 2 with the nearest."""
+
+    def told(*words: str) -> tuple[int, str, str]:
+        code = command(["check", str(ours), *words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    code, out, _ = told("--for", "all")
+    assert code == 0
+    assert re.search(r"QuPath.* yes\n", out)
+    assert re.search(r"CAREamics.* no\n +it opens its own packages alone", out)
+    code, out, _ = told("--for", "fiji,careamics", "--json")
+    assert code == 1
+    found = {v["consumer"]: v for v in json.loads(out)["verdicts"]}
+    assert (found["fiji"]["answer"], found["careamics"]["answer"]) == ("yes", "no")
+    assert found["careamics"]["reasons"][0]["field"] == "attachments"
+    assert found["careamics"]["reasons"][0]["value"] == []
+    code, _, error = told("--for", "figi")
+    assert code == 2
+    assert "did you mean fiji?" in error
