@@ -149,6 +149,8 @@ TABLE = (
          "the output needs a channel axis", "lazyflow tiktorch/operators.py"),
     Rule(("ilastik",), "sizes", none_of("known after the run"), "no",
          "sizes that are only known after the run", TIKTORCH),
+    Rule(("core", "ilastik", "biapy"), "weights as described", one_of(True), "no",
+         "a weights file is missing, or not the one whose sha256 the description tells", "bioimageio.spec"),
     Rule(("ilastik",), "weights", any_of("torchscript", "pytorch_state_dict", "onnx"), "no",
          "none of its weights run there", TIKTORCH),
     Rule(("ilastik",), "weights", any_of("torchscript", "pytorch_state_dict"), "with loss",

@@ -27,6 +27,7 @@ def facts_of(package: Package) -> dict[str, Any]:
         "identity": _identity(rdf),
         "authors": bool(rdf.get("authors")),
         "weights": weights,
+        "weights as described": _as_described(package),
         "weights for Fiji": weights & {"torchscript", "tensorflow_saved_model_bundle"}
         | ({"onnx"} if opset in FIJI_OPSETS else frozenset()),
         "opset": opset,
@@ -48,6 +49,16 @@ def facts_of(package: Package) -> dict[str, Any]:
         "tags": frozenset(str(t).lower() for t in rdf.get("tags") or ()),
         "attachments": frozenset(_attachments(rdf)),
     }
+
+
+def _as_described(package: Package) -> bool:
+    """Whether the weights that can be run are the files that the description tells, by their sha256."""
+    try:
+        for weights in package.weights:
+            package.files.read(weights.source, weights.sha256)
+    except PackageError:
+        return False
+    return True
 
 
 def _kinds(values: list[Any]) -> str:
@@ -76,14 +87,15 @@ def _state_dict(package: Package) -> str:
 
 def _onnx_versions(package: Package) -> tuple[int, int]:
     """(opset, IR version) as the file itself says; zeros without ONNX weights or where they cannot be read."""
-    if not any(w.kind == "onnx" for w in package.weights):
+    weights = next((w for w in package.weights if w.kind == "onnx"), None)
+    if weights is None:
         return 0, 0
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model_from_string(package.onnx())
-    except (DecodeError, PackageError, ValueError):
+        model = onnx.load_model_from_string(package.files.read(weights.source))
+    except (DecodeError, PackageError):
         return 0, 0
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0), model.ir_version
 

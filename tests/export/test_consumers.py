@@ -177,6 +177,15 @@ def test_the_versions_of_the_onnx_file_itself_count(
     assert {k: v for k, v in answers(path).items() if v != "yes" and k != "careamics"} == expected
 
 
+def test_weights_that_were_changed(tmp_path: Path, ours: Path) -> None:
+    path = written(tmp_path / "m", dict(open_package(ours).rdf))
+    with (path / "weights.pt").open("ab") as file:
+        file.write(b"more")
+    found = verdicts(open_package(path))
+    assert {v.consumer for v in found if v.answer == "no"} == {"core", "ilastik", "biapy", "careamics"}
+    assert "sha256" in found[0].reasons[0].reason
+
+
 def test_two_tensors_and_volumes(tmp_path: Path, ours: Path) -> None:
     rdf = copy.deepcopy(dict(open_package(ours).rdf))
     second = copy.deepcopy(rdf["inputs"][0])
