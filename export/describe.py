@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..zoo.errors import RecipeError, nearest
 from ..zoo.version import __version__
+from .about import suggest_name
 
 if TYPE_CHECKING:
     from ..trainers.record import Run
     from ..zoo.package import AxisRule
+    from .about import About
 
 FORMAT = "0.5.4"
 CITE = {
@@ -47,58 +47,22 @@ CITE = {
 ALSO = {"n2v2": ("n2v",), "structn2v": ("n2v",)}
 """Methods that a method stands on, cited with it."""
 TAGS = {
-    "n2v": ["denoising", "image-restoration", "noise2void", "self-supervision"],
+    "n2v": ["denoising", "image-restoration", "noise2void", "n2v", "self-supervision"],
     "n2v2": ["denoising", "image-restoration", "noise2void", "n2v2", "self-supervision"],
     "structn2v": ["denoising", "image-restoration", "noise2void", "structn2v", "self-supervision"],
     "care": ["denoising", "image-restoration", "care"],
 }
 
 
-@dataclass(frozen=True)
-class About:
-    """What only a person can say of a model. licence: SPDX id, e.g. CC-BY-4.0."""
-
-    name: str
-    description: str = ""
-    authors: Sequence[str] = ()
-    licence: str | None = None
-    version: str = "0.1.0"
-    tags: Sequence[str] = field(default=())
-
-    def __post_init__(self) -> None:
-        """Raise RecipeError for a name, description, author or licence that the format does not take."""
-        if not re.fullmatch(r"[A-Za-z0-9_+\- ()]{5,64}", self.name):
-            raise RecipeError(
-                f"{self.name!r} cannot be the name of a model: 5 to 64 letters, digits, spaces or _ + - ( ).",
-                mend=f"--name {suggest_name(self.name)!r}",
-            )
-        if len(self.description) > 512:
-            raise RecipeError(
-                f"the description has {len(self.description)} letters; 512 are legal.", mend="one sentence"
-            )
-        for author in self.authors:
-            if not author.strip() or "/" in author or "\\" in author:
-                raise RecipeError(f"{author!r} cannot be an author: a name without slashes.", mend='--author "Ada Ito"')
-        if self.licence is not None:
-            _check_licence(self.licence)
+OPENS_IN = ["fiji", "imagej", "deepimagej", "ilastik"]
+"""Where packages of ours open (`consumers`): the catalogue has tags for these."""
 
 
-def _check_licence(licence: str) -> None:
-    """Raise RecipeError for what is no SPDX id. bioimageio.spec, which knows them all, costs a second to import."""
-    from bioimageio.spec.generic.v0_3 import DeprecatedLicenseId, LicenseId
+class _Plain(yaml.SafeDumper):
+    """No anchors: what is there twice is written twice."""
 
-    known = {word for kind in (LicenseId, DeprecatedLicenseId) for word in kind.root_model.model_json_schema()["enum"]}
-    if licence not in known:
-        raise RecipeError(
-            f"{licence!r} is no SPDX licence id{nearest(licence, known)}.",
-            mend="--license CC-BY-4.0, CC0-1.0, MIT or another of https://spdx.org/licenses",
-        )
-
-
-def suggest_name(text: str) -> str:
-    """A legal model name from any text: `runs/a` -> `runs-a`."""
-    name = re.sub(r"[^A-Za-z0-9_+() -]+", "-", text).strip("-")[:64]
-    return name if len(name) >= 5 else f"model-{name or 'n2v'}"
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
 
 
 def describe(
@@ -113,31 +77,39 @@ def describe(
 
     facts: opset and working_bytes (per voxel) of the graph, the version of torch, the name of the architecture's file.
     """
-    method, dims = run.recipe.method, len(rules)
+    method, dims, name = run.recipe.method, len(rules), name_of(run, about)
+    tags = [*TAGS[method], f"{dims}d", "unet", "pytorch", "onnx", "voidzoo", *OPENS_IN, *about.tags]
     rdf = {
         "type": "model",
         "format_version": FORMAT,
-        "name": about.name,
+        "name": name,
         "description": about.description or f"{method.upper()} denoiser, trained on {_images(run)}."[:512],
         "version": about.version,
-        "authors": [{"name": author} for author in about.authors or ["unnamed author"]],
-        "cite": [CITE[m] for m in (method, *ALSO.get(method, ()), "unet")],
-        **({"license": about.licence} if about.licence else {}),
-        "tags": [*TAGS[method], f"{dims}d", "unet", "onnx", "voidzoo", *about.tags],
+        "authors": [p.model_dump(exclude_none=True) for p in about.authors] or [{"name": "unnamed author"}],
+        **({"maintainers": [p.model_dump(exclude_none=True) for p in about.asked]} if about.asked else {}),
+        "cite": [*(c.model_dump(exclude_none=True) for c in about.cite), *_cited(run, about)],
+        **({"license": about.license} if about.license else {}),
+        **({"git_repo": about.git_repo} if about.git_repo else {}),
+        **({"training_data": {"id": about.training_data}} if about.training_data and not about.training_link else {}),
+        "tags": list(dict.fromkeys(tags)),
         "covers": ["cover.png"],
         "documentation": "README.md",
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": {
-            "bioimageio": {"nickname": _nickname(about.name)},
+            "bioimageio": {"nickname": _nickname(name)},
             "voidzoo": {**ours(run, len(channels)), "working_bytes_per_voxel": facts["working_bytes"]},
         },
         "inputs": [
             {
                 "id": "input",
                 "description": "raw intensities, as the microscope wrote them; normalisation lies in the network",
-                "axes": _axes(channels, [(a, {"size": {"min": r.minimum, "step": r.step}}) for a, r in rules.items()]),
+                "axes": _axes(
+                    channels,
+                    [(a, {"size": {"min": r.minimum, "step": r.step}, **_scale_of(run, a)}) for a, r in rules.items()],
+                ),
                 "data": {"type": "float32"},
                 "test_tensor": _file("test_input.npy", files),
+                "sample_tensor": _file("sample_input.tif", files),
             }
         ],
         "outputs": [
@@ -146,10 +118,14 @@ def describe(
                 "description": f"denoised intensities, on the scale of the {_scale(run)}",
                 "axes": _axes(
                     channels,
-                    [(a, {"size": {"tensor_id": "input", "axis_id": a}, "halo": r.halo}) for a, r in rules.items()],
+                    [
+                        (a, {"size": {"tensor_id": "input", "axis_id": a}, "halo": r.halo, **_scale_of(run, a)})
+                        for a, r in rules.items()
+                    ],
                 ),
                 "data": {"type": "float32"},
                 "test_tensor": _file("test_output.npy", files),
+                "sample_tensor": _file("sample_output.tif", files),
             }
         ],
         "weights": {
@@ -174,7 +150,7 @@ def describe(
             },
         },
     }
-    return yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(rdf, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
 
 
 def ours(run: Run, channels: int) -> dict[str, Any]:
@@ -206,7 +182,8 @@ def readme(run: Run, about: About) -> str:
     rows = "\n".join(
         f"| {c} | {mean:.6g} | {std:.6g} |" for c, mean, std in zip(info["channels"], n["mean"], n["std"], strict=True)
     )
-    return f"""# {about.name}
+    training = f"\nTraining data: {about.training_data}\n" if about.training_data else ""
+    return f"""# {name_of(run, about)}
 
 {about.description or f"A {run.recipe.method.upper()} denoiser ({run.recipe.dims}D U-Net), trained on {_images(run)}."}
 
@@ -216,7 +193,7 @@ do not normalise the image yourself.
 | channel | mean of the training pixels | standard deviation |
 |---|---|---|
 {rows}
-
+{training}
 ## Validation
 
 {info["split"]["rule"]}. After {info["epochs_done"]} epochs the smallest {_loss(run)} of the
@@ -225,6 +202,24 @@ held-out part was {info["best_val_loss"]:.4g} {_unit(run)} of the image (epoch {
 
 Made with voidzoo {__version__}. `voidzoo predict THIS.zip IMAGE -o OUT.ome.zarr`
 """
+
+
+def name_of(run: Run, about: About) -> str:
+    """The name that was given, or method and folder."""
+    return about.name or suggest_name(f"{run.recipe.method}-{run.folder.resolve().name}")
+
+
+def _cited(run: Run, about: About) -> list[dict[str, str]]:
+    """The papers of the method, and where the training data lie."""
+    method = run.recipe.method
+    found = [CITE[m] for m in (method, *ALSO.get(method, ()), "unet")]
+    return found + ([{"text": "Training data.", "url": about.training_link}] if about.training_link else [])
+
+
+def _scale_of(run: Run, letter: str) -> dict[str, Any]:
+    """um a pixel of the training images, where they say it."""
+    size = run.info["pixel_size"].get(letter)
+    return {"unit": "micrometer", "scale": float(size)} if size else {}
 
 
 def _on_the_images_scale(run: Run) -> bool:

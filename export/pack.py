@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tifffile
 import torch
 
 from ..infer.grid import Axis, round_up
@@ -19,8 +20,9 @@ from ..infer.networks.graph import working_bytes
 from ..trainers.record import Run, load_run
 from ..zoo.errors import OutputError
 from ..zoo.package import AxisRule, Package, open_package
+from .about import About, find_about
 from .cover import cover
-from .describe import About, channel_ids, describe, readme, suggest_name
+from .describe import channel_ids, describe, readme
 from .graph import denoiser_of, evaluate, read_back, to_onnx
 from .proof import Check, prove
 from .torch_weights import ARCHITECTURE, architecture, state_dict, to_torchscript
@@ -40,15 +42,18 @@ def export_run(
     out: str | Path,
     *,
     name: str | None = None,
-    description: str = "",
+    description: str | None = None,
     authors: Sequence[str] = (),
     license: str | None = None,  # noqa: A002  (the field's word)
+    about: str | Path | About | None = None,
     which: str = "best",
     overwrite: bool = False,
     watch: Callable[[Check], None] | None = None,
 ) -> Package:
     """Make a bioimage.io package (a .zip) of a training run, and prove it.
 
+    about: what is said of the model besides: an `About`, or a voidzoo.yaml; by default the one of the current folder or
+    the nearest above it, if there is one. name, description, authors and license come before what it says.
     which: `best` weights (by validation loss) or `last`. watch gets each `Check` of the proof.
     Raises OutputError when OUT exists, ProofFailed (the differing tensors are kept) when the runs do not agree;
     nothing lies at OUT then.
@@ -61,19 +66,25 @@ def export_run(
         raise OutputError(f"{out} is a folder.", mend="another -o")
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists.", mend="another -o, or --overwrite")
-    about = About(
-        name or suggest_name(f"{run.recipe.method}-{run.folder.resolve().name}"), description, authors, license
-    )
+    given = {"name": name, "description": description, "authors": tuple(authors) or None, "license": license}
+    said = _said(about, {key: value for key, value in given.items() if value is not None})
     draft = out.with_name(out.stem + ".part.zip")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        network = _write(run, about, draft, which)
+        network = _write(run, said, draft, which)
         prove(open_package(draft), lambda x: evaluate(network, x), failed_folder(out), watch or (lambda _check: None))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
     shutil.rmtree(failed_folder(out), ignore_errors=True)
     return replace(open_package(out))
+
+
+def _said(about: str | Path | About | None, given: dict[str, Any]) -> About:
+    if isinstance(about, About):
+        return About(**(about.model_dump(exclude_defaults=True) | given))
+    path = find_about(Path.cwd()) if about is None else Path(about)
+    return About(**given) if path is None else About.read(path, given)
 
 
 def failed_folder(out: Path) -> Path:
@@ -94,6 +105,8 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
     files = {
         "README.md": readme(run, about).encode(),
         "cover.png": cover(test_input[0], test_output[0]),
+        "sample_input.tif": _tiff(test_input[0]),
+        "sample_output.tif": _tiff(test_output[0]),
         "test_input.npy": _npy(test_input),
         "test_output.npy": _npy(test_output),
         "weights.onnx": onnx,
@@ -135,4 +148,13 @@ def test_tensor(patch: NDArray[Any], rules: dict[str, AxisRule]) -> NDArray[np.f
 def _npy(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _tiff(pixels: NDArray[np.float32]) -> bytes:
+    """(c, [z], y, x) -> a TIFF for people, without axes of length 1."""
+    buffer = io.BytesIO()
+    letters = "cyx" if pixels.ndim == 3 else "czyx"
+    axes = "".join(a for a, n in zip(letters, pixels.shape, strict=True) if n > 1 or a in "yx").upper()
+    tifffile.imwrite(buffer, np.squeeze(pixels), metadata={"axes": axes}, compression="zlib")
     return buffer.getvalue()

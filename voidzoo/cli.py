@@ -113,9 +113,13 @@ def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The package, a .zip.")],
     name: Annotated[str | None, typer.Option(help="5 to 64 letters. Default: method and folder.")] = None,
-    description: Annotated[str, typer.Option(help="One sentence.")] = "",
+    description: Annotated[str | None, typer.Option(help="One sentence.")] = None,
     author: Annotated[list[str] | None, typer.Option(help="A name; repeatable.")] = None,
     licence: Annotated[str | None, typer.Option("--license", help="SPDX id, e.g. CC-BY-4.0.")] = None,
+    about: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Authors, licence, tags, ...; default: the nearest voidzoo.yaml."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="best (by validation loss) or last.")] = "best",
     overwrite: opt.Overwrite = False,
     json: opt.Json = False,
@@ -126,8 +130,8 @@ def export(
     if weights not in ("best", "last"):
         raise RecipeError(f"--weights {weights}: a run has best and last weights.", mend="--weights best")
     settings = {
-        "name": name, "description": description, "authors": author or (), "license": licence, "which": weights,
-        "overwrite": overwrite,
+        "name": name, "description": description, "authors": author or (), "license": licence, "about": about,
+        "which": weights, "overwrite": overwrite,
     }  # fmt: skip
     run(run_folder, out, settings, as_json=json)
 
@@ -137,7 +141,8 @@ def check(
     package: str,
     keep: Annotated[Path | None, typer.Option(help="Where tensors that differ are kept.")] = None,
     opens: Annotated[
-        str | None, typer.Option("--for", metavar="NAMES", help="Only where it opens: all, fiji, qupath, ilastik, ...")
+        str | None,
+        typer.Option("--for", metavar="NAMES", help="Only where it opens: all, fiji, qupath, ...; or upload."),
     ] = None,
     trust_code: opt.Trust = False,
     json: opt.Json = False,

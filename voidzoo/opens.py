@@ -1,9 +1,11 @@
-"""`voidzoo check PACKAGE --for all`: in which programs a package opens, and why not in the others."""
+"""`voidzoo check PACKAGE --for ...`: in which programs a package opens, and whether it is ready to be uploaded."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
+from pathlib import Path
 
 import typer
 
@@ -16,7 +18,10 @@ WIDTH = 100
 
 
 def opens(path: str, names: str, *, as_json: bool) -> None:
-    """Tell it. Exit 1 where a program that was named, and not all, does not open the package."""
+    """Tell it. Exit 1 where a program that was named, and not all, does not open the package, or it is not ready."""
+    if names == "upload":
+        _upload(path, as_json=as_json)
+        return
     found = verdicts(open_package(path), _chosen(names))
     if as_json:
         say(json.dumps({"package": path, "verdicts": [v.as_json() for v in found]}))
@@ -39,13 +44,33 @@ def opens_text(found: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def _upload(path: str, *, as_json: bool) -> None:
+    from .export.proof import check_consumer
+    from .export.upload import Item, ready
+
+    package = open_package(path)
+    items = ready(package)
+    tested = check_consumer(Path(path))
+    mend = "" if tested.passed else shlex.join(["bioimageio", "test", path])
+    items.insert(0, Item("own test", tested.passed, f"{tested.name}: {tested.detail}", mend))
+    if as_json:
+        say(json.dumps({"package": path, "ready": all(i.done for i in items), "items": [i.as_json() for i in items]}))
+    else:
+        for item in items:
+            say(f"{'ok' if item.done else 'MISSING':<8} {item.name:<14} {item.detail}")
+            if not item.done:
+                say(f"{'':<8} {'':<14} mend: {item.mend}")
+    if not all(i.done for i in items):
+        raise typer.Exit(1)
+
+
 def _chosen(names: str) -> list[str]:
-    """`all`, or names with commas. Raises RecipeError for one that is not known."""
+    """`all`, or names with commas; `upload` is one by itself. Raises RecipeError for one that is not known."""
     chosen = list(CONSUMERS) if names == "all" else names.split(",")
     for name in chosen:
         if name not in CONSUMERS:
             raise RecipeError(
                 f"{name!r} is no program that packages are checked for{nearest(name, CONSUMERS)}.",
-                mend=f"--for all, or some of {', '.join(CONSUMERS)}",
+                mend=f"--for all, upload, or some of {', '.join(CONSUMERS)}",
             )
     return chosen

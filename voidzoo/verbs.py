@@ -135,8 +135,12 @@ def _guess(method: str, images: list[Image], settings: dict[str, Any]) -> Any:
 def export(run_folder: Path, out: Path, settings: dict[str, Any], *, as_json: bool) -> None:
     """`voidzoo export`."""
     api.need_torch("export")
+    from .export.about import find_about
     from .export.pack import export_run
 
+    about = settings["about"] or find_about(Path.cwd())
+    if about is not None and not as_json:
+        say(f"about    {about}")
     checks: list[Any] = []
 
     def tell(check: Any) -> None:
