@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,8 +190,9 @@ class About(_Said):
 def find_about(folder: Path) -> Path | None:
     """The voidzoo.yaml of a folder, or of the nearest one above it."""
     for place in (folder.resolve(), *folder.resolve().parents):
-        if (place / FILE).is_file():
-            return place / FILE
+        with contextlib.suppress(OSError):  # a folder above that may not be looked into
+            if (place / FILE).is_file():
+                return place / FILE
     return None
 
 

@@ -214,6 +214,7 @@ TABLE = (
     Rule(("careamics",), "attachments", any_of("careamics.yaml"), "no",
          "it opens its own packages alone: careamics.yaml is missing", "CAREamics model_description.py"),
     Rule(("onnxruntime",), "weights", any_of("onnx"), "no", "there are no ONNX weights", "onnxruntime"),
+    Rule(("core", "onnxruntime"), "ONNX file", one_of("readable"), "no", "the ONNX file cannot be read", "onnx"),
     Rule(("onnxruntime",), "IR version", at_most(9), "with loss",
          "IR 10 needs onnxruntime 1.18 or later", "onnxruntime 1.15.1, 1.16.3, RAN"),
     Rule(("onnxruntime",), "operations", only(), "with loss",

@@ -100,56 +100,18 @@ def describe(
             "voidzoo": {**ours(run, len(channels)), "working_bytes_per_voxel": facts["working_bytes"]},
         },
         "inputs": [
-            {
-                "id": "input",
-                "description": "raw intensities, as the microscope wrote them; normalisation lies in the network",
-                "axes": _axes(
-                    channels,
-                    [(a, {"size": {"min": r.minimum, "step": r.step}, **_scale_of(run, a)}) for a, r in rules.items()],
-                ),
-                "data": {"type": "float32"},
-                "test_tensor": _file("test_input.npy", files),
-                "sample_tensor": _file("sample_input.tif", files),
-            }
+            _tensor("input", "raw intensities, as the microscope wrote them; normalisation lies in the network", {
+                a: {"size": {"min": r.minimum, "step": r.step}, **_scale_of(run, a)} for a, r in rules.items()
+            }, channels, files)
         ],
         "outputs": [
-            {
-                "id": "output",
-                "description": f"denoised intensities, on the scale of the {_scale(run)}",
-                "axes": _axes(
-                    channels,
-                    [
-                        (a, {"size": {"tensor_id": "input", "axis_id": a}, "halo": r.halo, **_scale_of(run, a)})
-                        for a, r in rules.items()
-                    ],
-                ),
-                "data": {"type": "float32"},
-                "test_tensor": _file("test_output.npy", files),
-                "sample_tensor": _file("sample_output.tif", files),
-            }
+            _tensor("output", f"denoised intensities, on the scale of the {_scale(run)}", {
+                a: {"size": {"tensor_id": "input", "axis_id": a}, "halo": r.halo, **_scale_of(run, a)}
+                for a, r in rules.items()
+            }, channels, files)
         ],
-        "weights": {
-            "pytorch_state_dict": {
-                **_file("weights.pt", files),
-                "architecture": {
-                    "callable": "RawToDenoised",
-                    **_file(facts["architecture"], files),
-                    "kwargs": run.info["network"],
-                },
-                "pytorch_version": facts["torch"],
-            },
-            "torchscript": {
-                **_file("weights.torchscript.pt", files),
-                "parent": "pytorch_state_dict",
-                "pytorch_version": facts["torch"],
-            },
-            "onnx": {
-                **_file("weights.onnx", files),
-                "parent": "pytorch_state_dict",
-                "opset_version": facts["opset"],
-            },
-        },
-    }
+        "weights": _weights(run, files, facts),
+    }  # fmt: skip
     return yaml.dump(rdf, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -254,12 +216,33 @@ def _images(run: Run) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _axes(channels: Sequence[str], space: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    return [
-        {"type": "batch"},
-        {"type": "channel", "id": "channel", "channel_names": list(channels)},
-        *({"type": "space", "id": a, **rule} for a, rule in space),
-    ]
+def _tensor(
+    name: str, text: str, space: Mapping[str, Any], channels: Sequence[str], files: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """An input or output; space: what is said of each space axis, by letter."""
+    return {
+        "id": name,
+        "description": text,
+        "axes": [
+            {"type": "batch"},
+            {"type": "channel", "id": "channel", "channel_names": list(channels)},
+            *({"type": "space", "id": a, **rule} for a, rule in space.items()),
+        ],
+        "data": {"type": "float32"},
+        "test_tensor": _file(f"test_{name}.npy", files),
+        "sample_tensor": _file(f"sample_{name}.tif", files),
+    }
+
+
+def _weights(run: Run, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Three forms of one network; the state dict is what the others were made from."""
+    made = {"callable": "RawToDenoised", **_file(facts["architecture"], files), "kwargs": run.info["network"]}
+    version, parent = {"pytorch_version": facts["torch"]}, {"parent": "pytorch_state_dict"}
+    return {
+        "pytorch_state_dict": {**_file("weights.pt", files), "architecture": made, **version},
+        "torchscript": {**_file("weights.torchscript.pt", files), **parent, **version},
+        "onnx": {**_file("weights.onnx", files), **parent, "opset_version": facts["opset"]},
+    }
 
 
 def channel_ids(names: Sequence[str]) -> list[str]:

@@ -21,18 +21,16 @@ def facts_of(package: Package) -> dict[str, Any]:
     old = not package.format.startswith("0.5")
     return {
         "format": ".".join(package.format.split(".")[:2]),
-        "covers and documentation": _kinds([*(rdf.get("covers") or ()), rdf.get("documentation")]),
+        "covers and documentation": _kinds([*listed(rdf.get("covers")), rdf.get("documentation")]),
         "description": package.files.description,
-        "place": "zip" if package.files.is_zip else "folder",
         "identity": _identity(rdf),
         "authors": bool(rdf.get("authors")),
         "weights": weights,
         "weights as described": _as_described(package),
         "weights for Fiji": weights & {"torchscript", "tensorflow_saved_model_bundle"}
-        | ({"onnx"} if opset in FIJI_OPSETS else frozenset()),
-        "opset": opset,
+        | ({"onnx"} if opset in FIJI_OPSETS and not _in_two_files(package) else frozenset()),
+        "ONNX file": "unreadable" if "onnx" in weights and not opset else "readable",
         "IR version": ir,
-        "ONNX files": 2 if any(w.options.get("external_data") for w in package.weights if w.kind == "onnx") else 1,
         "state dict": _state_dict(package),
         "inputs": len(package.inputs),
         "outputs": len(package.outputs),
@@ -46,19 +44,39 @@ def facts_of(package: Package) -> dict[str, Any]:
         "fixed output with halo": old and any(a.halo and a.size is not None for t in package.outputs for a in t.axes),
         "operations": frozenset(_operation(s) for t in tensors for s in t.steps if s.name != "ensure_dtype"),
         "preprocessing steps": sum(s.name != "ensure_dtype" for t in package.inputs for s in t.steps),
-        "tags": frozenset(str(t).lower() for t in rdf.get("tags") or ()),
+        "tags": frozenset(str(t).lower() for t in listed(rdf.get("tags"))),
         "attachments": frozenset(_attachments(rdf)),
     }
 
 
 def _as_described(package: Package) -> bool:
-    """Whether the weights that can be run are the files that the description tells, by their sha256."""
+    """Whether the weights that can be run, and the code that they need, are the files that the description tells."""
     try:
         for weights in package.weights:
             package.files.read(weights.source, weights.sha256)
+            code = mapped(weights.options.get("architecture"))
+            if code.get("source"):
+                package.files.read(str(code["source"]), code.get("sha256"))
     except PackageError:
         return False
     return True
+
+
+def _in_two_files(package: Package) -> bool:
+    """Whether the tensors of the ONNX weights lie beside them, which Java's readers do not know."""
+    return any(w.options.get("external_data") for w in package.weights if w.kind == "onnx")
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is, one thing as a list of it, anything that is no list as none: descriptions hold all of these."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value] if isinstance(value, str | Mapping) and value else []
+
+
+def mapped(value: Any) -> Mapping[str, Any]:
+    """A mapping as it is, anything else as an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _kinds(values: list[Any]) -> str:
@@ -67,17 +85,17 @@ def _kinds(values: list[Any]) -> str:
 
 
 def _identity(rdf: Mapping[str, Any]) -> str:
-    config = rdf.get("config")
+    config = mapped(rdf.get("config"))
     if rdf.get("id"):
         return "id"
-    if isinstance(config, Mapping) and (config.get("bioimageio") or {}).get("nickname"):
+    if mapped(config.get("bioimageio")).get("nickname"):
         return "nickname"
     return "config without either" if config else "none"
 
 
 def _state_dict(package: Package) -> str:
     """none, with or without kwargs for its architecture."""
-    entry = (package.rdf.get("weights") or {}).get("pytorch_state_dict")
+    entry = mapped(package.rdf.get("weights")).get("pytorch_state_dict")
     if not isinstance(entry, Mapping):
         return "none"
     architecture = entry.get("architecture")
@@ -135,7 +153,7 @@ def _operation(step: Step) -> str:
 
 def _attachments(rdf: Mapping[str, Any]) -> list[str]:
     """The names of attached files, in the ways in which formats 0.4 and 0.5 say them."""
-    given = rdf.get("attachments") or []
-    files = given.get("files") or [] if isinstance(given, Mapping) else given
+    given = rdf.get("attachments")
+    files = listed(given.get("files") if isinstance(given, Mapping) and "source" not in given else given)
     sources = [f.get("source") if isinstance(f, Mapping) else f for f in files]
     return [Path(str(s)).name for s in sources]

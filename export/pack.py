@@ -19,6 +19,7 @@ from ..infer.grid import Axis, round_up
 from ..infer.networks.graph import working_bytes
 from ..trainers.record import Run, load_run
 from ..zoo.errors import OutputError
+from ..zoo.files import replace_file
 from ..zoo.package import AxisRule, Package, open_package
 from .about import About, find_about
 from .cover import cover
@@ -55,8 +56,8 @@ def export_run(
     about: what is said of the model besides: an `About`, or a voidzoo.yaml; by default the one of the current folder or
     the nearest above it, if there is one. name, description, authors and license come before what it says.
     which: `best` weights (by validation loss) or `last`. watch gets each `Check` of the proof.
-    Raises OutputError when OUT exists, ProofFailed (the differing tensors are kept) when the runs do not agree;
-    nothing lies at OUT then.
+    Raises OutputError when OUT exists or cannot be written, RecipeError for words that the format does not take,
+    ProofFailed (the differing tensors are kept) when the runs do not agree; nothing lies at OUT then.
     """
     run = run if isinstance(run, Run) else load_run(run)
     out = Path(out)
@@ -122,9 +123,11 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
         "architecture": ARCHITECTURE,
     }
     rdf = describe(run, about, rules, channels, files, facts)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, content in {"rdf.yaml": rdf.encode(), **files}.items():
             archive.writestr(file, content)
+    replace_file(path, lambda p: p.write_bytes(buffer.getbuffer()))
     return network
 
 

@@ -20,6 +20,7 @@ from ..zoo.errors import PackageError, ProofFailed
 from ..zoo.open import open_image
 from ..zoo.package import Package, torch_is_there
 from ..zoo.pictures import contrast, side_by_side
+from .facts import mapped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,15 +35,20 @@ Runner = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a proof. difference and limit are in standard deviations of the output, NaN where none applies."""
+    """One line of a proof. difference and limit are in standard deviations of the output, NaN where none applies.
+
+    ran: False where it could not be looked at; then it is no reason to refuse the package.
+    """
 
     name: str
     passed: bool
     detail: str
     difference: float = float("nan")
+    ran: bool = True
 
     def __str__(self) -> str:
-        return f"{self.name:<24} {self.detail:<40} {'ok' if self.passed else 'FAILED'}"
+        word = "FAILED" if not self.passed else "ok" if self.ran else "left out"
+        return f"{self.name:<24} {self.detail:<40} {word}"
 
 
 def test_tensors(package: Package) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -100,9 +106,9 @@ def check_torch_weights(package: Package, weights: Weights, session: Session, ke
     """
     name = {"torchscript": "torchscript", "pytorch_state_dict": "state dict"}[weights.kind]
     if not torch_is_there():
-        return Check(f"{name} = onnx", True, "not run: torch is not installed")
+        return Check(f"{name} = onnx", True, "torch is not installed", ran=False)
     if weights.kind == "pytorch_state_dict" and not (trust_code or _own_architecture(package, weights)):
-        return Check(f"{name} = onnx", True, "not run: it runs code of the package (--trust-code)")
+        return Check(f"{name} = onnx", True, "it runs code of the package (--trust-code)", ran=False)
     from ..infer.networks.torch_network import TorchNetwork
 
     network = TorchNetwork(package, weights, find_device("cpu"), cpu_count(), trust_code=True)
@@ -113,7 +119,7 @@ def _own_architecture(package: Package, weights: Weights) -> bool:
     """Whether the code that makes the network is that of this voidzoo, byte by byte."""
     from .torch_weights import architecture
 
-    source = (weights.options.get("architecture") or {}).get("source")
+    source = mapped(weights.options.get("architecture")).get("source")
     return bool(source) and package.files.read(str(source)) == architecture()
 
 
@@ -264,4 +270,4 @@ def prove(
 
 def summary(checks: list[Check]) -> list[Mapping[str, Any]]:
     """The proof for records, JSON-able."""
-    return [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
+    return [{"name": c.name, "passed": c.passed, "ran": c.ran, "detail": c.detail} for c in checks]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import PackageError
 from .about import FILE, orcid_is_right
+from .facts import listed, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def _description(package: Package) -> Item:
 
 
 def _authors(package: Package) -> Item:
-    people = _people(package.rdf.get("authors"))
+    people = _mappings(package.rdf.get("authors"))
     lacking = sorted({
         key for p in people for key in ("affiliation", "orcid", "github_user")
         if not p.get(key) or (key == "orcid" and not orcid_is_right(str(p[key])))
@@ -71,7 +72,7 @@ def _authors(package: Package) -> Item:
 
 
 def _maintainers(package: Package) -> Item:
-    people = _people(package.rdf.get("maintainers"))
+    people = _mappings(package.rdf.get("maintainers"))
     right = bool(people) and all(p.get("github_user") for p in people)
     detail = ", ".join(str(p.get("github_user") or p.get("name")) for p in people) or "nobody"
     return _item(
@@ -85,7 +86,7 @@ def _licence(package: Package) -> Item:
 
 
 def _citations(package: Package) -> Item:
-    cited = _people(package.rdf.get("cite"))
+    cited = _mappings(package.rdf.get("cite"))
     right = bool(cited) and all(c.get("text") and (c.get("doi") or c.get("url")) for c in cited)
     return _item("citations", right, f"{len(cited)} works", f"{FILE}: cite: text and doi of each")
 
@@ -93,7 +94,7 @@ def _citations(package: Package) -> Item:
 def _tags(package: Package) -> Item:
     from bioimageio.spec._internal.constants import TAG_CATEGORIES  # no public name has it
 
-    tags = {str(t).lower() for t in package.rdf.get("tags") or ()}
+    tags = {str(t).lower() for t in listed(package.rdf.get("tags"))}
     missing = {kind: words for kind, words in TAG_CATEGORIES["model"].items() if not tags & set(words)}
     detail = f"none for {', '.join(missing)}" if missing else f"{len(tags)} tags, of every kind"
     words = [f"{kind}: {', '.join(known[:4])}, ..." for kind, known in missing.items()]
@@ -101,7 +102,7 @@ def _tags(package: Package) -> Item:
 
 
 def _cover(package: Package) -> Item:
-    covers = package.rdf.get("covers") or []
+    covers = listed(package.rdf.get("covers"))
     mend = "export again, or a PNG below 500 KB, 1:1 or 2:1, in covers"
     if not covers:
         return _item("cover", False, "none", mend)
@@ -139,9 +140,9 @@ def _repository(package: Package) -> Item:
 
 
 def _training_data(package: Package) -> Item:
-    data = package.rdf.get("training_data")
-    linked = [c for c in _people(package.rdf.get("cite")) if "training data" in str(c.get("text")).lower()]
-    found = (data or {}).get("id") if isinstance(data, Mapping) else None
+    data = mapped(package.rdf.get("training_data"))
+    linked = [c for c in _mappings(package.rdf.get("cite")) if "training data" in str(c.get("text")).lower()]
+    found = data.get("id")
     detail = str(found or (linked[0].get("url") or linked[0].get("doi") if linked else "none"))
     return _item("training data", bool(found or linked), detail, f"{FILE}: training_data: https://doi.org/...")
 
@@ -155,7 +156,7 @@ def _test_tensors(package: Package) -> Item:
 
 def _samples(package: Package) -> Item:
     raw = [t for key in ("inputs", "outputs") for t in package.rdf[key]]
-    count = sum(bool(t.get("sample_tensor")) for t in raw) or len(package.rdf.get("sample_inputs") or ())
+    count = sum(bool(t.get("sample_tensor")) for t in raw) or len(listed(package.rdf.get("sample_inputs")))
     return _item(
         "sample images", count > 0, f"{count}", "export again: sample_tensor, a .tif, for each input and output"
     )
@@ -175,8 +176,8 @@ def _checksums(package: Package) -> Item:
 
 
 def _torch_version(package: Package) -> Item:
-    weights = package.rdf.get("weights") or {}
-    found = {k: str((weights.get(k) or {}).get("pytorch_version", "")) for k in ("pytorch_state_dict", "torchscript")}
+    weights = mapped(package.rdf.get("weights"))
+    found = {k: str(mapped(weights.get(k)).get("pytorch_version", "")) for k in ("pytorch_state_dict", "torchscript")}
     named = {k: v for k, v in found.items() if weights.get(k)}
     wrong = [k for k, v in named.items() if not re.fullmatch(r"\d+\.\d+(\.\d+)?", v)]
     detail = ", ".join(sorted({v or "none" for v in named.values()})) or "no torch weights"
@@ -193,8 +194,8 @@ def _item(name: str, done: bool, detail: str, mend: str) -> Item:
     return Item(name, done, detail, "" if done else mend)
 
 
-def _people(given: Any) -> list[Mapping[str, Any]]:
-    return [p for p in given or () if isinstance(p, Mapping)]
+def _mappings(given: Any) -> list[Mapping[str, Any]]:
+    return [p for p in listed(given) if isinstance(p, Mapping)]
 
 
 def _files(value: Any, where: str = "") -> list[tuple[str, Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from enum import StrEnum
@@ -287,6 +288,10 @@ def _listener(json: bool, quiet: bool, log: Path | None = None, images: int = 1)
     return listener(as_json=json, quiet=quiet, log=log)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a write for which there is no room."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. -> the exit code; errors are told in words, with a traceback only after --debug."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -312,5 +317,7 @@ def _in_words(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}.", 2
+    if isinstance(error, OSError) and error.errno in FULL:  # a write tells no name
+        return f"{error.strerror}.\n  mend:  make room; then the same command again", 2
     mend = "this is a fault of voidzoo; please report it with what --debug shows"
     return f"{type(error).__name__}: {error}\n  mend:  {mend}", 1

@@ -118,7 +118,9 @@ def _device(torch: Any, device: Device) -> Any:
 
 def _architecture(package: Package, weights: Weights) -> Any:
     """The network as the package's code, or a library that it names, makes it; with the weights it was born with."""
-    about = weights.options.get("architecture") or {}
+    about = weights.options.get("architecture")
+    if not isinstance(about, Mapping):
+        raise PackageError(f"{package.path} does not say what makes the network of its state dict.")
     name, kwargs = str(about.get("callable", "")), dict(about.get("kwargs") or {})
     if source := about.get("source"):
         namespace = _executed(package, str(source), about.get("sha256"))

@@ -40,7 +40,13 @@ def written(folder: Path, rdf: dict[str, Any], name: str = "rdf.yaml", onnx_file
     folder.mkdir(parents=True, exist_ok=True)
     rdf = copy.deepcopy(rdf)
     for kind, entry in rdf["weights"].items():
-        data = (onnx_file or identity(17, 8)) if kind == "onnx" else b"not read"
+        data = b"not read"
+        if kind == "onnx":
+            data = identity(17, 8) if onnx_file is None else onnx_file
+        made = entry.get("architecture")
+        if isinstance(made, dict):
+            (folder / made["source"]).write_bytes(b"not read")
+            made["sha256"] = hashlib.sha256(b"not read").hexdigest()
         file = Path(entry["source"]).name
         (folder / file).write_bytes(data)
         entry["sha256"] = hashlib.sha256(data).hexdigest()
@@ -184,6 +190,46 @@ def test_weights_that_were_changed(tmp_path: Path, ours: Path) -> None:
     found = verdicts(open_package(path))
     assert {v.consumer for v in found if v.answer == "no"} == {"core", "ilastik", "biapy", "careamics"}
     assert "sha256" in found[0].reasons[0].reason
+
+
+ODD = {
+    "tags": ["denoising", 5, {"a": 1}], "covers": ["cover.png", 7, {"source": 3}], "authors": ["Ada", 3, {"name": "Ada"}],
+    "cite": ["x", 3], "attachments": ["a.yaml", 3, {"files": "a.yaml"}, {"files": [3]}], "documentation": [3, "none.md"],
+    "maintainers": [3, "x"], "training_data": ["x", 3], "license": [["MIT"], 3], "git_repo": [3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*ODD, "bioimageio", "architecture"])
+def test_descriptions_that_are_of_another_kind_are_judged_not_stumbled_over(
+    key: str, ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers where lists belong, one thing instead of a list of it: an answer for every program, and no traceback."""
+    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    for i, value in enumerate(ODD.get(key, ["x", 3])):
+        rdf = copy.deepcopy(dict(open_package(ours).rdf))
+        place = {"bioimageio": rdf["config"], "architecture": rdf["weights"]["pytorch_state_dict"]}.get(key, rdf)
+        place[key] = value
+        path = written(tmp_path / str(i), rdf)
+        for names in ("all", "upload"):
+            assert command(["check", str(path), "--for", names]) in (0, 1)
+            told = capsys.readouterr()
+            assert told.err == ""
+            assert len(told.out.splitlines()) >= len(CONSUMERS)
+
+
+@pytest.mark.parametrize("size", [0, 50])
+def test_an_onnx_file_that_is_none_does_not_open(size: int, ours: Path, tmp_path: Path) -> None:
+    """Cut off, its sha256 told as it is: not even plain onnxruntime reads it."""
+    path = written(tmp_path / "m", dict(open_package(ours).rdf), onnx_file=identity(17, 8)[:size])
+    found = {k for k, v in answers(path).items() if v == "no"}
+    assert {"core", "onnxruntime"} <= found
+    assert answers(path)["fiji"] == "with loss", "TorchScript is left"
+
+
+def test_weights_beside_their_graph_are_for_no_java(ours: Path, tmp_path: Path) -> None:
+    rdf = copy.deepcopy(dict(open_package(ours).rdf))
+    rdf["weights"]["onnx"]["external_data"] = {"source": "weights.onnx.data", "sha256": "0" * 64}
+    assert answers(written(tmp_path / "m", rdf))["fiji"] == "with loss"
 
 
 def test_two_tensors_and_volumes(tmp_path: Path, ours: Path) -> None:

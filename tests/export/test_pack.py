@@ -26,8 +26,11 @@ from PIL import Image as Pillow
 import voidzoo as vz
 from tests.export.tiny import SETTINGS, tiny_run
 from tests.packages import micrograph
+from tests.small_disk import SmallDisk
+from voidzoo.cli import main as command
 from voidzoo.export import pack, proof
 from voidzoo.export.about import About, suggest_name
+from voidzoo.export.consumers import verdicts
 from voidzoo.export.describe import channel_ids
 from voidzoo.export.proof import Check
 from voidzoo.zoo.errors import OutputError, PackageError, ProofFailed, RecipeError
@@ -155,7 +158,9 @@ def test_bioimageio_accepts_what_we_write(case: str, tmp_path: Path) -> None:
     package = vz.export(run, tmp_path / "m.zip", license="MIT", authors=["A. B."], watch=checks.append)
     names = ["onnx", "torch", "torchscript", "state dict", "whole", "bioimageio.core"]
     assert [c.name.split(" = ")[0].split(" 0")[0] for c in checks] == names
-    assert not any("not run" in c.detail for c in checks)
+    assert all(c.ran for c in checks)
+    away = {v.consumer for v in verdicts(package) if v.answer != "yes"}
+    assert away == ({"careamics", "qupath"} if "3d" in case else {"careamics"}), "as the README says"
     assert all(c.passed for c in checks)
     assert checks[-1].detail.startswith("status passed, ")
 
@@ -246,6 +251,36 @@ def test_one_form_of_the_weights_that_differs_is_named(
     with Pillow.open(tmp_path / "m.failed" / f"{word}-onnx-difference.png") as picture:
         assert min(picture.size) >= 64
     assert not (tmp_path / "m.zip").exists()
+
+
+@pytest.mark.usefixtures("no_consumer")
+def test_a_full_disk_leaves_no_half_package(run: vz.Run, small_disk: SmallDisk) -> None:
+    small_disk.resize("40k")
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        vz.export(run, small_disk.folder / "m.zip")
+    assert list(small_disk.folder.iterdir()) == []
+    small_disk.resize("6m")
+    vz.export(run, small_disk.folder / "m.zip")
+    assert [p.name for p in small_disk.folder.iterdir()] == ["m.zip"]
+
+
+@pytest.mark.usefixtures("no_consumer")
+def test_code_of_others_is_left_out_and_told(run: vz.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An architecture file that is not ours, byte by byte, runs only after --trust-code."""
+    vz.export(run, tmp_path / "m.zip")
+    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+        archive.extractall(tmp_path / "m")
+    code = tmp_path / "m" / "network.py"
+    code.write_text(code.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    rdf = yaml.safe_load((tmp_path / "m" / "rdf.yaml").read_text())
+    made = rdf["weights"]["pytorch_state_dict"]["architecture"]
+    made["sha256"] = hashlib.sha256(code.read_bytes()).hexdigest()
+    (tmp_path / "m" / "rdf.yaml").write_text(yaml.safe_dump(rdf))
+    for words, there in (((), False), (("--trust-code",), True)):
+        assert command(["check", str(tmp_path / "m"), *words]) == 0
+        line = next(s for s in capsys.readouterr().out.splitlines() if "state dict" in s)
+        assert line.endswith("ok" if there else "left out")
+        assert (tmp_path / "ran").exists() == there
 
 
 @pytest.mark.usefixtures("no_consumer")
