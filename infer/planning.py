@@ -121,7 +121,7 @@ def make_plan(
     more = SPARING if memory is None else FREE
     plan = _on(shaped(draft, session, measured, room, (tile, block), more=more), session)
     plain = session.runtime == "onnxruntime" and session.workers == 1 and choices.precision == "fp32"
-    if plain and wanted.kind == "cpu":
+    if plain and wanted.kind == "cpu" and not wanted.pinned:
         threads = scheduler == "threads"
         for other in alternatives(draft, session, measured, plan, room[1] - room[0], alone=threads):
             room = (room[0] + other.libraries, room[1])

@@ -28,10 +28,12 @@ INDEXED = ("cuda", "tensorrt", "directml")
 
 @dataclass(frozen=True)
 class Device:
-    """A device by the words of `--device`: `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """A device by the words of `--device`: `cpu`, `cuda`, `cuda:1`, `mps`. pinned: it may not become another runtime on
+    the same processor (`onnxruntime`)."""
 
     kind: str
     index: int = 0
+    pinned: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.index}" if self.kind in INDEXED else self.kind
@@ -42,8 +44,11 @@ def find_device(word: str = "auto") -> Device:
     import onnxruntime as ort
 
     kind, _, index = word.partition(":")
+    if word == "onnxruntime":
+        return Device("cpu", pinned=True)
     if kind not in ("auto", *PROVIDERS) or (index and (kind not in INDEXED or not index.isdigit())):
-        raise DeviceError(f"there is no device {word!r}.", mend=f"--device auto, cuda:1, {', '.join(PROVIDERS)}")
+        words = ", ".join(("auto", "cuda:1", "onnxruntime", *PROVIDERS))
+        raise DeviceError(f"there is no device {word!r}.", mend=f"--device {words}")
     available = ort.get_available_providers()
     if kind == "openvino" and openvino_installed():
         return Device(kind)

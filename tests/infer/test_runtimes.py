@@ -209,6 +209,18 @@ def test_it_can_be_asked_for(tmp_path: Path) -> None:
         vz.plan(model.path, image, axes=spatial(model.letters[model.main]), device="openvino")
 
 
+@pytest.mark.usefixtures("always")
+def test_onnxruntime_when_it_is_asked_for(tmp_path: Path) -> None:
+    """Two runs that must agree to the last bit name their runtime; what is begun in one goes on in it."""
+    package = make_package(tmp_path / "p", depth=1)
+    x = micrograph(np.random.default_rng(), (2, 90, 80))
+    plan = vz.plan(package, x, axes="zyx", device="onnxruntime", dtype="float32")
+    assert not plan.runtime
+    assert "OpenVINO" not in str(plan)
+    assert vz.plan(package, x, axes="zyx", device="cpu", dtype="float32").runtime == "openvino"
+    assert str(find_device("onnxruntime")) == "cpu"
+
+
 def test_a_short_job_does_not_load_it(tmp_path: Path) -> None:
     package = make_package(tmp_path / "p", depth=1)
     tifffile.imwrite(tmp_path / "in.tif", micrograph(np.random.default_rng(), (80, 80)))
