@@ -25,6 +25,10 @@ authors:
 license: CC-BY-4.0
 git_repo: https://github.com/adaito/models
 training_data: https://doi.org/10.5281/zenodo.1234567
+data: widefield stacks of mitochondria in fixed HeLa cells, 60x, 0.1 um pixels
+data_license: CC0-1.0
+limits:
+  - Noise of other cameras and gains was not tried.
 tags: [fluorescence-light-microscopy, mitochondria]
 cite:
   - text: Ito A. Mitochondria at night. 2026.
@@ -99,7 +103,9 @@ class Citation(_Said):
 class About(_Said):
     """All that is said. license: SPDX id. training_data: a link or DOI, or the id of a dataset at bioimage.io.
 
-    maintainers: by default the authors with a github_user. Raises RecipeError for what the format does not take.
+    data: in words, what the training images show; data_license: theirs, SPDX id; limits: sentences, what the model is
+    not for. maintainers: by default the authors with a github_user.
+    Raises RecipeError for what the format does not take.
     """
 
     name: str | None = None
@@ -112,6 +118,9 @@ class About(_Said):
     tags: tuple[str, ...] = ()
     git_repo: str | None = None
     training_data: str | None = None
+    data: str | None = None
+    data_license: str | None = None
+    limits: tuple[str, ...] = ()
 
     def __init__(self, **said: Any) -> None:
         """Raise RecipeError that names the key, what it holds and what is legal."""
@@ -150,7 +159,7 @@ class About(_Said):
             raise ValueError("a version such as 0.1.0 or 2.0rc1")
         return text
 
-    @field_validator("license")
+    @field_validator("license", "data_license")
     @classmethod
     def _spdx(cls, licence: str | None) -> str | None:
         return _checked_licence(licence)

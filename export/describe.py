@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..trainers.record import Run
     from ..zoo.package import AxisRule
     from .about import About
+    from .measured import Measured
 
 FORMAT = "0.5.4"
 CITE = {
@@ -72,10 +73,12 @@ def describe(
     channels: Sequence[str],
     files: Mapping[str, bytes],
     facts: Mapping[str, Any],
+    measured: Measured | None = None,
 ) -> str:
     """The text of rdf.yaml for a denoiser. files: name -> content of everything that it names by sha256.
 
     facts: opset and working_bytes (per voxel) of the graph, the version of torch, the name of the architecture's file.
+    measured: on held-out images.
     """
     method, dims, name = run.recipe.method, len(rules), name_of(run, about)
     tags = [*TAGS[method], f"{dims}d", "unet", "pytorch", "onnx", "voidzoo", *OPENS_IN, *about.tags]
@@ -97,7 +100,12 @@ def describe(
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": {
             "bioimageio": {"nickname": _nickname(name)},
-            "voidzoo": {**ours(run, len(channels)), "working_bytes_per_voxel": facts["working_bytes"]},
+            "voidzoo": {
+                **ours(run, len(channels)),
+                "working_bytes_per_voxel": facts["working_bytes"],
+                **({"card": said} if (said := _for_the_card(about)) else {}),
+                **({"measured": measured.to_json()} if measured else {}),
+            },
         },
         "inputs": [
             _tensor("input", "raw intensities, as the microscope wrote them; normalisation lies in the network", {
@@ -138,13 +146,23 @@ def ours(run: Run, channels: int) -> dict[str, Any]:
     }
 
 
-def readme(run: Run, about: About) -> str:
+def _for_the_card(about: About) -> dict[str, Any]:
+    """What only a person can say, and the format has no word for."""
+    said = {"data": about.data, "data_link": about.training_link or about.training_data,
+            "data_license": about.data_license, "limits": list(about.limits)}  # fmt: skip
+    return {k: v for k, v in said.items() if v}
+
+
+def readme(run: Run, about: About, measured: Measured | None = None) -> str:
     """The README.md of a package: what it is, on what it was trained, how it did on held-out data."""
     info, n = run.info, run.info["normalisation"]
     rows = "\n".join(
         f"| {c} | {mean:.6g} | {std:.6g} |" for c, mean, std in zip(info["channels"], n["mean"], n["std"], strict=True)
     )
-    training = f"\nTraining data: {about.training_data}\n" if about.training_data else ""
+    data = [about.data, about.training_data, about.data_license and f"licence {about.data_license}"]
+    training = f"\nTraining data: {', '.join(d for d in data if d)}.\n" if any(data) else ""
+    limits = "\n## Limits\n\n" + "\n".join(f"* {limit}" for limit in about.limits) + "\n" if about.limits else ""
+    held_out = f"\n{measured.text()}\n\n![best](best.png)\n\n![worst](worst.png)\n" if measured else ""
     return f"""# {name_of(run, about)}
 
 {about.description or f"A {run.recipe.method.upper()} denoiser ({run.recipe.dims}D U-Net), trained on {_images(run)}."}
@@ -161,7 +179,7 @@ do not normalise the image yourself.
 {info["split"]["rule"]}. After {info["epochs_done"]} epochs the smallest {_loss(run)} of the
 held-out part was {info["best_val_loss"]:.4g} {_unit(run)} of the image (epoch {info["best_epoch"]}).
 {_floor(run)}
-
+{held_out}{limits}
 Made with voidzoo {__version__}. `voidzoo predict THIS.zip IMAGE -o OUT.ome.zarr`
 """
 

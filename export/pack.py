@@ -18,13 +18,15 @@ import torch
 from ..infer.grid import Axis, round_up
 from ..infer.networks.graph import working_bytes
 from ..trainers.record import Run, load_run
-from ..zoo.errors import OutputError
+from ..zoo.errors import OutputError, RecipeError
 from ..zoo.files import replace_file
+from ..zoo.open import open_image
 from ..zoo.package import AxisRule, Package, open_package
 from .about import About, find_about
 from .cover import cover
 from .describe import channel_ids, describe, readme
 from .graph import denoiser_of, evaluate, read_back, to_onnx
+from .measure import measure
 from .proof import Check, prove
 from .torch_weights import ARCHITECTURE, architecture, state_dict, to_torchscript
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from ..trainers.networks.geometry import AxisGeometry
     from ..trainers.networks.unet import RawToDenoised
+    from ..zoo.image import Image
+    from .measured import Measured
 
 SMALLEST = 64
 """The least size along a pooled axis that packages declare; with it every legal tile keeps more than its halo."""
@@ -48,6 +52,8 @@ def export_run(
     license: str | None = None,  # noqa: A002  (the field's word)
     about: str | Path | About | None = None,
     which: str = "best",
+    held_out: Sequence[Any] = (),
+    truth: Sequence[Any] = (),
     overwrite: bool = False,
     watch: Callable[[Check], None] | None = None,
 ) -> Package:
@@ -55,7 +61,9 @@ def export_run(
 
     about: what is said of the model besides: an `About`, or a voidzoo.yaml; by default the one of the current folder or
     the nearest above it, if there is one. name, description, authors and license come before what it says.
-    which: `best` weights (by validation loss) or `last`. watch gets each `Check` of the proof.
+    which: `best` weights (by validation loss) or `last`. held_out: images that the training has not seen, truth: their
+    clean partners; what the package does there stands in it with its spread (`measure`).
+    watch gets each `Check` of the proof.
     Raises OutputError when OUT exists or cannot be written, RecipeError for words that the format does not take,
     ProofFailed (the differing tensors are kept) when the runs do not agree; nothing lies at OUT then.
     """
@@ -68,11 +76,15 @@ def export_run(
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists.", mend="another -o, or --overwrite")
     given = {"name": name, "description": description, "authors": tuple(authors) or None, "license": license}
+    images, partners = ([open_image(i) for i in group] for group in (held_out, truth))
+    _refuse_seen(run, images)
     said = _said(about, {key: value for key, value in given.items() if value is not None})
     draft = out.with_name(out.stem + ".part.zip")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         network = _write(run, said, draft, which)
+        if held_out:
+            network = _write(run, said, draft, which, measure(open_package(draft), images, partners))
         prove(open_package(draft), lambda x: evaluate(network, x), failed_folder(out), watch or (lambda _check: None))
         draft.replace(out)
     finally:
@@ -88,12 +100,25 @@ def _said(about: str | Path | About | None, given: dict[str, Any]) -> About:
     return About(**given) if path is None else About.read(path, given)
 
 
+def _refuse_seen(run: Run, images: Sequence[Image]) -> None:
+    """Figures on what was trained on say nothing. Raises RecipeError."""
+    seen = {(i["name"], tuple(i["shape"])) for i in run.info["images"]}
+    for image in images:
+        if (image.name, image.shape) in seen:
+            raise RecipeError(
+                f"{image.name} was trained on; figures on it would say nothing.",
+                mend="--held-out with an image, or a part of one, that the training has not seen",
+            )
+
+
 def failed_folder(out: Path) -> Path:
     """Where the tensors of a failed proof are kept."""
     return out.with_name(out.stem + ".failed")
 
 
-def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
+def _write(
+    run: Run, about: About, path: Path, which: str, measured: tuple[Measured | None, dict[str, bytes]] = (None, {})
+) -> RawToDenoised:
     from ..trainers.networks.geometry import geometry
 
     rules = axis_rules(geometry(run.info["network"]))
@@ -104,7 +129,8 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
     test_input = test_tensor(run.validation, rules)
     test_output = evaluate(network, test_input)
     files = {
-        "README.md": readme(run, about).encode(),
+        "README.md": readme(run, about, measured[0]).encode(),
+        **measured[1],
         "cover.png": cover(test_input[0], test_output[0]),
         "sample_input.tif": _tiff(test_input[0]),
         "sample_output.tif": _tiff(test_output[0]),
@@ -122,7 +148,7 @@ def _write(run: Run, about: About, path: Path, which: str) -> RawToDenoised:
         "torch": torch.__version__.partition("+")[0],
         "architecture": ARCHITECTURE,
     }
-    rdf = describe(run, about, rules, channels, files, facts)
+    rdf = describe(run, about, rules, channels, files, facts, measured[0])
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, content in {"rdf.yaml": rdf.encode(), **files}.items():

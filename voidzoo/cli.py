@@ -122,6 +122,10 @@ def export(
         typer.Option(metavar="FILE", help="Authors, licence, tags, ...; default: the nearest voidzoo.yaml."),
     ] = None,
     weights: Annotated[str, typer.Option(help="best (by validation loss) or last.")] = "best",
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="An image that was not trained on, to measure on; repeatable.")
+    ] = None,
+    truth: Annotated[list[str] | None, typer.Option(help="The clean partner of each held-out image.")] = None,
     overwrite: opt.Overwrite = False,
     json: opt.Json = False,
 ) -> None:
@@ -132,7 +136,7 @@ def export(
         raise RecipeError(f"--weights {weights}: a run has best and last weights.", mend="--weights best")
     settings = {
         "name": name, "description": description, "authors": author or (), "license": licence, "about": about,
-        "which": weights, "overwrite": overwrite,
+        "which": weights, "held_out": held_out or (), "truth": truth or (), "overwrite": overwrite,
     }  # fmt: skip
     run(run_folder, out, settings, as_json=json)
 
@@ -157,6 +161,21 @@ def check(
     from .verbs import check as run
 
     run(package, keep, trust_code=trust_code, as_json=json)
+
+
+@app.command()
+def card(
+    package: str,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The card, a .md. Default: model_cards/NAME.md.")
+    ] = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+) -> None:
+    """Prove a package and write its model card; tells what only you can say and is still missing."""
+    from .cards import card as run
+
+    run(package, out, overwrite=overwrite, as_json=json)
 
 
 @app.command()

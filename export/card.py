@@ -1,0 +1,206 @@
+"""A model card: one Markdown page from the package alone, what it lacks named with the line that mends it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..zoo.errors import OutputError, PackageError
+from ..zoo.files import replace_file
+from .about import FILE
+from .consumers import CONSUMERS, Verdict
+from .facts import listed, mapped
+from .measured import Measured
+
+if TYPE_CHECKING:
+    from ..zoo.package import Package
+    from .proof import Check
+
+PICTURES = {"best": "best.png", "worst": "worst.png"}
+"""Of held-out data, in packages that `export` measured."""
+LETTERS = {"b": "batch", "c": "channel", "t": "time"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """text: Markdown that shows the pictures; pictures: PNG by the name it has there; missing: part -> mend."""
+
+    text: str
+    pictures: dict[str, bytes]
+    missing: dict[str, str]
+
+    def write(self, path: Path, *, overwrite: bool = False) -> None:
+        """The card, and its pictures beside it. Raises OutputError where a card lies already."""
+        if path.suffix != ".md":
+            raise OutputError(f"{path}: a card is Markdown.", mend=f"-o {path.with_suffix('.md')}")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists.", mend="another -o, or --overwrite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name, data in self.pictures.items():
+            (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path.parent / name, lambda p, data=data: p.write_bytes(data))  # type: ignore[misc]
+        replace_file(path, lambda p: p.write_text(self.text, encoding="utf-8"))
+
+
+def make_card(package: Package, checks: Sequence[Check], verdicts: Sequence[Verdict], stem: str) -> Card:
+    """The card of a package; checks: its proof. stem: names the folder of its pictures, beside the card.
+
+    What is not known is left open as `TODO` in the text and named in `missing`.
+    """
+    ours, missing = package.ours, dict[str, str]()
+
+    def need(part: str, found: str, mend: str) -> str:
+        if not found:
+            missing[part] = mend
+        return found or f"TODO: {mend}"
+
+    said = mapped(ours.get("card"))
+    measured = _measured(package)
+    pictures = _pictures(package, stem, measured)
+    parts = {
+        "": _head(package, need("licence", str(package.rdf.get("license") or ""), f"{FILE}: license: CC-BY-4.0")),
+        "Training data": _data(said, ours, need),
+        "Training": _training(ours),
+        "Validation": _validation(ours, measured, pictures, need),
+        "Proof": _table(("check", "what was found", ""), [(c.name, c.detail, _word(c)) for c in checks]),
+        "Where it opens": _opens(verdicts),
+        "Limits": need(
+            "limits", "\n".join(f"* {limit}" for limit in listed(said.get("limits"))), f"{FILE}: limits: [a sentence]"
+        ),
+        "How to run it": _how(package),
+    }
+    text = "\n\n".join(f"## {name}\n\n{text}" if name else text for name, text in parts.items()) + "\n"
+    return Card(text, pictures, missing)
+
+
+def _word(check: Check) -> str:
+    return "FAILED" if not check.passed else "ok" if check.ran else "left out"
+
+
+def _head(package: Package, licence: str) -> str:
+    """What it is: a sentence, a table, its cover."""
+    path, ours = Path(package.path), package.ours
+    network = mapped(ours.get("network"))
+    drawn = ", ".join(f"{k} {network[k]}" for k in ("depth", "filters") if k in network)
+    pixel = ", ".join(f"{a} {v:g}" for a, v in package.pixel_size.items()) or "not told"
+    file = f"`{path.name}`"
+    if path.is_file():
+        file += f", {path.stat().st_size / 1e6:.1f} MB, sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
+    rows = [
+        ("method", " ".join([str(ours.get("method") or "of others"), *([f"(U-Net, {drawn})"] if drawn else [])])),
+        ("version", package.version),
+        ("input", _axes(package.main.letters, package.channels_in)),
+        ("legal sizes", "; ".join(f"{a} {r.minimum}" + (f" + n x {r.step}" if not r.fixed else "")
+                                  for a, r in package.rules.items())),
+        ("halo", ", ".join(f"{a} {r.halo}" for a, r in package.rules.items()) + " pixels"),
+        ("output", "; ".join(_axes(t.letters, t.channels) for t in package.outputs)
+         + (f", {', '.join(sorted(set(package.kinds)))}" if package.kinds else "")),
+        ("pixel size (um)", pixel),
+        ("grey values of the training", _range(ours)),
+        ("package", file),
+        ("licence of the model", licence),
+    ]  # fmt: skip
+    return f"# {package.name}\n\n{package.description}\n\n{_table(('', ''), rows)}"
+
+
+def _axes(letters: str, channels: Sequence[str]) -> str:
+    axes = ", ".join(LETTERS.get(a, a) for a in letters)
+    return f"{axes}; {len(channels)} channel{'s' * (len(channels) > 1)}: {', '.join(channels)}"
+
+
+def _range(ours: Mapping[str, Any]) -> str:
+    ranges = mapped(ours.get("training")).get("intensity_range")
+    if not isinstance(ranges, list) or not ranges:
+        return "not told"
+    pairs = ranges if isinstance(ranges[0], list) else [ranges]
+    return "; ".join(" to ".join(f"{v:.6g}" for v in pair) for pair in pairs)
+
+
+def _data(said: Mapping[str, Any], ours: Mapping[str, Any], need: Any) -> str:
+    words = need("training data", str(said.get("data") or ""), f"{FILE}: data: what the images show, and where from")
+    licence = need("licence of the data", str(said.get("data_license") or ""), f"{FILE}: data_license: CC-BY-4.0")
+    training = mapped(ours.get("training"))
+    images = [f"* {i['name']}: {i['axes']}, {' x '.join(map(str, i['shape']))}, {i['dtype']}"
+              for i in listed(training.get("images")) if isinstance(i, Mapping)]  # fmt: skip
+    lines = [
+        words.rstrip(".") + ".",
+        *([str(said["data_link"])] if said.get("data_link") else []),
+        f"Licence: {licence}.",
+    ]
+    split = f"Held out for validation while training: {training['split']}." if training.get("split") else ""
+    return "\n\n".join(["  \n".join(lines), *(["\n".join(images)] if images else []), *([split] if split else [])])
+
+
+def _training(ours: Mapping[str, Any]) -> str:
+    recipe = mapped(ours.get("recipe"))
+    if not recipe:
+        return "Not trained with voidzoo; its own documentation tells how."
+    settings = "\n".join(f"{k}: {json.dumps(v)}" for k, v in recipe.items() if v is not None)
+    training = mapped(ours.get("training"))
+    done = (
+        f"`voidzoo train {recipe.get('method')} IMAGES --recipe recipe.yaml`, voidzoo {ours.get('version')}, seed "
+        f"{ours.get('seed')}: {training.get('epochs_done')} epochs, the weights of epoch {training.get('best_epoch')}, "
+        "with the smallest loss on the part that was held out."
+    )
+    return f"{done}\n\n<details><summary>recipe.yaml</summary>\n\n```yaml\n{settings}\n```\n\n</details>"
+
+
+def _validation(
+    ours: Mapping[str, Any], measured: Measured | None, pictures: Mapping[str, bytes], need: Any
+) -> str:  # fmt: skip
+    text = need("numbers", measured.text() if measured else "", "export again with --held-out IMAGE --truth IMAGE")
+    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures if not name.endswith("cover.png"))
+    loss = mapped(ours.get("training")).get("best_validation_loss")
+    told = f"Validation loss of the training: {loss:.4g}." if isinstance(loss, float) else ""
+    return "\n\n".join(part for part in (text, shown, told) if part)
+
+
+def _opens(verdicts: Sequence[Verdict]) -> str:
+    rows = [
+        (CONSUMERS[v.consumer], v.answer, "; ".join(r.reason for r in v.reasons))
+        for v in verdicts
+    ]  # fmt: skip
+    return _table(("program", "opens", "why not, or what is lost"), rows)
+
+
+def _how(package: Package) -> str:
+    name, axes = Path(package.path).name, package.axes
+    stack = "stack" if "z" in axes else "image"
+    return f"""    voidzoo predict {name} IMAGE.tif -o OUT.ome.zarr
+
+takes images of any size, also larger than memory. In Python:
+
+```python
+import voidzoo
+
+denoised = voidzoo.predict("{name}", array, axes="{axes}")
+```
+
+Fiji: Plugins > DeepImageJ > DeepImageJ Run, after the zip was installed with DeepImageJ Install (from file). ilastik:
+Neural Network Classification (Local), load the zip in Data Processing. bioimageio.core:
+`bioimageio predict {name} --inputs {stack}.tif`. All take the raw image: its normalisation lies in the network."""
+
+
+def _measured(package: Package) -> Measured | None:
+    """What `export` measured. Raises PackageError where that cannot be read."""
+    found = package.ours.get("measured")
+    if not found:
+        return None
+    try:
+        return Measured.from_json(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"{package.path}: config.voidzoo.measured cannot be read: {error}.") from error
+
+
+def _pictures(package: Package, stem: str, measured: Measured | None) -> dict[str, bytes]:
+    return {f"{stem}/{name}": package.files.read(name) for name in PICTURES.values()} if measured else {}
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+                     for row in lines)  # fmt: skip

@@ -1,0 +1,104 @@
+"""What a package did on images that its training has not seen: figures with their spread, and the words for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+UNITS = {"psnr": "dB", "ssim": "", "removed": "grey values", "leak": "", "lag x": "", "lag y": ""}
+NAMES = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "removed": "taken away (standard deviation)",
+    "leak": "correlation of what was taken away with the result",
+    "lag x": "correlation of what was taken away with its neighbours along x",
+    "lag y": "correlation of what was taken away with its neighbours along y",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Mean and standard deviation over all squares, after the network, and before it where that means something."""
+
+    name: str
+    after: tuple[float, float]
+    before: tuple[float, float] | None = None
+    gain: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One square: where it is, and what was measured there, in words."""
+
+    image: str
+    where: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """images, truths: their names; squares: how many, of what side (pixels). best, worst: by the gain in PSNR, or
+    where there is no truth by how much of the result is found again in what was taken away."""
+
+    images: tuple[str, ...]
+    truths: tuple[str, ...]
+    squares: int
+    side: int
+    figures: tuple[Figure, ...]
+    best: Case
+    worst: Case
+
+    def to_json(self) -> dict[str, Any]:
+        """For `config.voidzoo.measured`."""
+        return {
+            "images": list(self.images), "truths": list(self.truths), "squares": self.squares, "side": self.side,
+            "figures": {
+                f.name: {k: [round(v, 5) for v in pair] for k in ("before", "after", "gain")
+                         if (pair := getattr(f, k)) is not None}
+                for f in self.figures
+            },
+            **{k: vars(getattr(self, k)) for k in ("best", "worst")},
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        """The opposite of `to_json`. Raises KeyError, TypeError for anything else."""
+        figures = tuple(
+            Figure(name, *(tuple(pairs[k]) if k in pairs else None for k in ("after", "before", "gain")))  # type: ignore[arg-type]
+            for name, pairs in found["figures"].items()
+        )
+        return cls(
+            tuple(found["images"]), tuple(found["truths"]), int(found["squares"]), int(found["side"]), figures,
+            Case(**found["best"]), Case(**found["worst"]),
+        )  # fmt: skip
+
+    def text(self) -> str:
+        """Markdown: what was measured how, a table, what the two pictures show."""
+        images, truths = ", ".join(self.images), ", ".join(self.truths)
+        squares = f"{self.squares} squares of {self.side} x {self.side} pixels"
+        how = f"Measured in {squares} of {images}, which the training has not seen"
+        if truths:
+            how += (
+                f", against {truths}. PSNR in dB and SSIM after the factor and the offset that bring each plane "
+                "nearest to its partner; data range: largest minus smallest grey value of the partner. The partner has "
+                "noise of its own: it is a reference and not the truth."
+            )
+        else:
+            how += (
+                ". There is no clean image of this place, so what was taken away is looked at: white noise has no "
+                "correlation with the result or with its neighbours, so numbers near 0 are good."
+            )
+        rows = [f"| {NAMES[f.name]}{f' ({UNITS[f.name]})' * bool(UNITS[f.name])} | " + " | ".join(
+            [_said(f.before), _said(f.after), _said(f.gain)] if self.truths else [_said(f.after)]) + " |"
+            for f in self.figures]  # fmt: skip
+        head = ["| | as it came | denoised | gain |", "|---|---|---|---|"] if self.truths else ["| | |", "|---|---|"]
+        return "\n".join([
+            how, "", *head, *rows, "", "Mean and standard deviation over the squares.", "",
+            f"Best: {self.best.image}, {self.best.where}: {self.best.said}.", "",
+            f"Worst: {self.worst.image}, {self.worst.where}: {self.worst.said}.",
+        ])  # fmt: skip
+
+
+def _said(pair: tuple[float, float] | None) -> str:
+    return "" if pair is None else f"{pair[0]:.3g} ± {pair[1]:.2g}"
