@@ -35,15 +35,20 @@ class Card:
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
         """The card, and its pictures beside it. Raises OutputError where a card lies already."""
-        if path.suffix != ".md":
-            raise OutputError(f"{path}: a card is Markdown.", mend=f"-o {path.with_suffix('.md')}")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists.", mend="another -o, or --overwrite")
+        check_place(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, data in self.pictures.items():
             (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
             replace_file(path.parent / name, lambda p, data=data: p.write_bytes(data))  # type: ignore[misc]
         replace_file(path, lambda p: p.write_text(self.text, encoding="utf-8"))
+
+
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where a card cannot be written."""
+    if path.suffix != ".md":
+        raise OutputError(f"{path}: a card is Markdown.", mend=f"-o {path.with_suffix('.md')}")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists.", mend="another -o, or --overwrite")
 
 
 def make_card(package: Package, checks: Sequence[Check], verdicts: Sequence[Verdict], stem: str) -> Card:
@@ -192,7 +197,7 @@ def _measured(package: Package) -> Measured | None:
         return None
     try:
         return Measured.from_json(found)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"{package.path}: config.voidzoo.measured cannot be read: {error}.") from error
 
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from .export.card import Card, make_card
+from .export.card import Card, check_place, make_card
 from .export.consumers import verdicts
 from .export.proof import prove
 from .screen import say
@@ -20,6 +20,7 @@ def card(path: str, out: Path | None, *, overwrite: bool, as_json: bool) -> Card
     """Prove the package, write its card, tell what the card lacks."""
     package = open_package(path)
     out = out or FOLDER / f"{package.name.replace(' ', '-')}.md"
+    check_place(out, overwrite=overwrite)
     with tempfile.TemporaryDirectory() as folder:
         checks = prove(package, None, Path(folder), (lambda _c: None) if as_json else lambda c: say(f"check    {c}"))
     made = make_card(package, checks, verdicts(package), out.stem)
