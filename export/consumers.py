@@ -77,7 +77,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a consumer opens a package and gets the right numbers. reasons: the rules that it breaks."""
+    """Whether a consumer opens a package and gets the right numbers. reasons: the rules that it
+    breaks and that made the answer; what would be lost is not told of a package that does not open at all.
+    """
 
     consumer: str
     answer: Answer
@@ -107,7 +109,7 @@ def verdicts(package: Package, consumers: Collection[str] = tuple(CONSUMERS)) ->
         broken = tuple(r for r in TABLE if consumer in r.consumers and not r.allowed.test(facts[r.fact]))
         answers = {r.otherwise for r in broken}
         answer: Answer = "no" if "no" in answers else "with loss" if answers else "yes"
-        found.append(Verdict(consumer, answer, tuple(sorted(broken, key=lambda r: r.otherwise != "no")), facts))
+        found.append(Verdict(consumer, answer, tuple(r for r in broken if r.otherwise == answer), facts))
     return found
 
 
@@ -151,6 +153,10 @@ TABLE = (
          "sizes that are only known after the run", TIKTORCH),
     Rule(("core", "ilastik", "biapy"), "weights as described", one_of(True), "no",
          "a weights file is missing, or not the one whose sha256 the description tells", "bioimageio.spec"),
+    Rule(("core", "biapy"), "library of the network", one_of("none"), "with loss",
+         "only where the library is installed that its network comes from", "bioimageio.core model_adapters"),
+    Rule(("ilastik",), "library of the network", one_of("none"), "no",
+         "its network comes from a library that ilastik does not have", "tiktorch setup.py"),
     Rule(("ilastik",), "weights", any_of("torchscript", "pytorch_state_dict", "onnx"), "no",
          "none of its weights run there", TIKTORCH),
     Rule(("ilastik",), "weights", any_of("torchscript", "pytorch_state_dict"), "with loss",

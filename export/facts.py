@@ -32,6 +32,7 @@ def facts_of(package: Package) -> dict[str, Any]:
         "ONNX file": "unreadable" if "onnx" in weights and not opset else "readable",
         "IR version": ir,
         "state dict": _state_dict(package),
+        "library of the network": _library(package),
         "inputs": len(package.inputs),
         "outputs": len(package.outputs),
         "layouts": frozenset(t.letters for t in tensors),
@@ -101,6 +102,13 @@ def _state_dict(package: Package) -> str:
     architecture = entry.get("architecture")
     kwargs = architecture.get("kwargs") if isinstance(architecture, Mapping) else entry.get("kwargs")
     return "with kwargs" if kwargs else "without kwargs"
+
+
+def _library(package: Package) -> str:
+    """The library that a state dict's network is imported from, where no other weights can be run; else none."""
+    if {w.kind for w in package.weights} != {"pytorch_state_dict"}:
+        return "none"
+    return str(mapped(package.weights[0].options.get("architecture")).get("import_from") or "none").partition(".")[0]
 
 
 def _onnx_versions(package: Package) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from .api import plan, predict, study_noise, train
+    from .api import check, plan, predict, study_noise, train, verdicts
     from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
     from .infer.plan import Plan
     from .infer.run import Result
@@ -42,6 +42,7 @@ _WHERE = {
     "StageStarted": "infer.events",
     "VoidzooError": "zoo.errors",
     "__version__": "zoo.version",
+    "check": "api",
     "load_run": "trainers.record",
     "study_noise": "api",
     "open_image": "zoo.open",
@@ -49,6 +50,7 @@ _WHERE = {
     "plan": "api",
     "predict": "api",
     "train": "api",
+    "verdicts": "api",
 }
 
 __all__ = [  # noqa: PLE0604  (names of the lazy table; `export` is the room, which can be called)

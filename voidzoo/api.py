@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from .zoo.package import Package, open_package
 if TYPE_CHECKING:
     import threading
 
+    from .export.consumers import Verdict
+    from .export.proof import Check
     from .infer.events import Watch
     from .trainers.recipe import Recipe
     from .trainers.record import Run
@@ -157,6 +160,28 @@ def predict(
     if stored := (place.begun() if overwrite else place.stored()):
         settings["facts"] = stored
     return run_plan(plan(model, target, scheduler=scheduler, **settings), out, **how)
+
+
+def check(model: Package | str | Path, *, keep: str | Path | None = None, trust_code: bool = False) -> list[Check]:
+    """The proof of a package: a list of `Check`. keep: a folder for tensors that differ.
+
+    trust_code: run Python code of the package. Raises PackageError, ProofFailed when a check failed.
+    """
+    from .export.proof import prove
+
+    package = model if isinstance(model, Package) else open_package(model)
+    with tempfile.TemporaryDirectory() as folder:
+        return prove(package, None, Path(keep or folder), trust_code=trust_code)
+
+
+def verdicts(model: Package | str | Path) -> list[Verdict]:
+    """In which programs a package opens: `Verdict`s with consumer, answer (yes, with loss, no) and reasons.
+
+    Nothing is run. Raises PackageError.
+    """
+    from .export.consumers import verdicts as evaluate
+
+    return evaluate(model if isinstance(model, Package) else open_package(model))
 
 
 def _as_given(target: Any, made: Plan, what: Target, values: np.ndarray[Any, Any]) -> Any:

@@ -149,6 +149,9 @@ def check(
         str | None,
         typer.Option("--for", metavar="NAMES", help="Only where it opens: all, fiji, qupath, ...; or upload."),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The proof, where it opens, what an upload lacks: a page.")
+    ] = None,
     trust_code: opt.Trust = False,
     json: opt.Json = False,
 ) -> None:
@@ -156,11 +159,13 @@ def check(
     if opens is not None:
         from .opens import opens as tell
 
+        if report is not None:
+            raise RecipeError("--report tells of all programs and of the upload.", mend="leave out --for")
         tell(package, opens, as_json=json)
         return
-    from .verbs import check as run
+    from .opens import check as run
 
-    run(package, keep, trust_code=trust_code, as_json=json)
+    run(package, keep, report, trust_code=trust_code, as_json=json)
 
 
 @app.command()

@@ -1,20 +1,62 @@
-"""`voidzoo check PACKAGE --for ...`: in which programs a package opens, and whether it is ready to be uploaded."""
+"""`voidzoo check PACKAGE`: its proof, in which programs it opens, whether it is ready to be uploaded."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from .export.consumers import CONSUMERS, Verdict, verdicts
 from .screen import say
 from .zoo.errors import RecipeError, nearest
-from .zoo.package import open_package
+from .zoo.files import replace_file
+from .zoo.package import Package, open_package
+
+if TYPE_CHECKING:
+    from .export.proof import Check
 
 WIDTH = 100
+
+
+def check(path: str, keep: Path | None, report: Path | None, *, trust_code: bool, as_json: bool) -> None:
+    """Prove it, and write all that can be told of it into a report if one is wanted, also where the proof fails."""
+    from .export.proof import prove, summary
+
+    package = open_package(path)
+    checks: list[Check] = []
+
+    def tell(check: Check) -> None:
+        checks.append(check)
+        if not as_json:
+            say(f"check    {check}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            prove(package, None, keep or Path(folder), tell, trust_code=trust_code)
+        finally:
+            if report is not None and checks:
+                _report(package, checks, sorted((keep or Path(folder)).glob("*.png")), report)
+    if as_json:
+        say(json.dumps({"package": path, "name": package.name, "checks": summary(checks)}))
+    else:
+        say(f"proved   {package.name}")
+        if report is not None:
+            say(f"report   {report}")
+
+
+def _report(package: Package, checks: Sequence[Check], pictures: Sequence[Path], report: Path) -> None:
+    from .export.report import page_of
+    from .export.upload import ready
+
+    text = page_of(package, checks, verdicts(package), ready(package), pictures)
+    report.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(report, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def opens(path: str, names: str, *, as_json: bool) -> None:

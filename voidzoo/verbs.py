@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -156,22 +155,6 @@ def export(run_folder: Path, out: Path, settings: dict[str, Any], *, as_json: bo
         return
     say(f"written  {out}   {size_text(out.stat().st_size)}   {package.name}")
     say("next     " + shlex.join(["voidzoo", "predict", str(out), "IMAGE", "-o", "OUT.ome.zarr"]))
-
-
-def check(path: str, keep: Path | None, *, trust_code: bool, as_json: bool) -> None:
-    """`voidzoo check`."""
-    from .export.proof import prove, summary
-
-    package = open_package(path)
-    with tempfile.TemporaryDirectory() as folder:
-        checks = prove(
-            package, None, keep or Path(folder), (lambda _c: None) if as_json else lambda c: say(f"check    {c}"),
-            trust_code=trust_code,
-        )  # fmt: skip
-    if as_json:
-        say(json.dumps({"package": path, "name": package.name, "checks": summary(checks)}))
-    else:
-        say(f"proved   {package.name}")
 
 
 def plan(
@@ -325,4 +308,4 @@ def interruptible(scheduler: str = "threads") -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["BlocksFailed", "Interrupted", "check", "export", "look", "plan", "predict", "preview", "train"]
+__all__ = ["BlocksFailed", "Interrupted", "export", "look", "plan", "predict", "preview", "train"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from voidzoo.export import proof
 from voidzoo.export.consumers import CONSUMERS, TABLE, verdicts
 from voidzoo.export.facts import facts_of
 from voidzoo.export.proof import Check
+from voidzoo.export.upload import ready
 from voidzoo.zoo.package import open_package
 
 DATA = Path(__file__).parents[1] / "data" / "models"
@@ -44,7 +46,7 @@ def written(folder: Path, rdf: dict[str, Any], name: str = "rdf.yaml", onnx_file
         if kind == "onnx":
             data = identity(17, 8) if onnx_file is None else onnx_file
         made = entry.get("architecture")
-        if isinstance(made, dict):
+        if isinstance(made, dict) and "source" in made:
             (folder / made["source"]).write_bytes(b"not read")
             made["sha256"] = hashlib.sha256(b"not read").hexdigest()
         file = Path(entry["source"]).name
@@ -66,6 +68,8 @@ def answers(path: Path) -> dict[str, str]:
         # the same in format 0.4, which ilastik and JDLL do read
         ("nuclei_broad_v049", "rdf.yaml", (20, 9), "with loss, with loss, with loss, with loss, no, no, with loss"),
         # the same in 0.3, which bioimageio.core does not read
+        # CAREamics 0.3.5's own export: its network lives in careamics, one state dict, maps for covers, no nickname
+        ("careamics_n2v", "rdf.yaml", (17, 8), "with loss, no, no, no, with loss, yes, no"),
         ("nuclei_broad_v03", "UNet2DNucleiBroad.model.yaml", (9, 4), "no, no, no, no, no, no, with loss"),
     ],
 )
@@ -278,3 +282,26 @@ def test_the_command(ours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = told("--for", "figi")
     assert code == 2
     assert "did you mean fiji?" in error
+
+
+def test_the_report_of_a_check_tells_all_also_of_a_failed_one(
+    run: vz.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One page without scripts: every check, every program, every point of an upload, the difference that was found."""
+    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    vz.export(run, tmp_path / "m.zip")
+    line = ["check", str(tmp_path / "m.zip"), "--report", str(tmp_path / "deep" / "page.html")]
+    assert command(line) == 0
+    text = (tmp_path / "deep" / "page.html").read_text()
+    assert not re.search(r"https?://(?!doi)|<script|src=\"(?!data:)", text)
+    checks = vz.check(tmp_path / "m.zip")
+    named = (*(c.name for c in checks), *CONSUMERS.values(), *(i.name for i in ready(open_package(tmp_path / "m.zip"))))
+    assert all(escape(word) in text for word in named)
+    assert [v.answer for v in vz.verdicts(tmp_path / "m.zip")] == list(answers(tmp_path / "m.zip").values())
+    monkeypatch.setattr(proof, "LIMIT", 1e-30)
+    assert command(line) == 2
+    text = (tmp_path / "deep" / "page.html").read_text()
+    assert "FAILED" in text
+    assert "data:image/png;base64," in text
+    assert command([*line, "--for", "all"]) == 2
+    assert "leave out --for" in capsys.readouterr().err
