@@ -26,7 +26,7 @@ from .about import About, find_about
 from .cover import cover
 from .describe import channel_ids, describe, readme
 from .graph import denoiser_of, evaluate, read_back, to_onnx
-from .measure import measure
+from .held_out import measure
 from .proof import Check, prove
 from .torch_weights import ARCHITECTURE, architecture, state_dict, to_torchscript
 

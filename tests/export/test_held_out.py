@@ -17,7 +17,7 @@ from tests.export.tiny import tiny_run
 from tests.packages import make_package, micrograph
 from voidzoo.export import pack, proof
 from voidzoo.export.about import About
-from voidzoo.export.measure import measure
+from voidzoo.export.held_out import measure
 from voidzoo.export.measured import Measured
 from voidzoo.export.proof import Check
 from voidzoo.zoo.errors import AxesError, RecipeError, SizeError
