@@ -14,6 +14,11 @@ from tests.small_disk import SmallDisk, mounted
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime before voidzoo, which sets it
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the processors: torch with as many threads as these waits ten times longer for each other than it
+    # computes. The processes that tests start inherit it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell without job control starts what runs in its background with Ctrl-C ignored, and children inherit that:
     # the tests that press Ctrl-C would wait for ever. A handler of Python's is the default again in a child.

@@ -37,8 +37,7 @@ class TorchNetwork:
         self._torch = _import_torch(package, weights)
         self._package = package
         self._device = _device(self._torch, device)
-        if device.kind == "cpu":
-            self._torch.set_num_threads(threads)
+        self._threads = threads if device.kind == "cpu" else None
         data = package.files.read(weights.source, weights.sha256)
         with _told(f"torch cannot load {package.path}."), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls TorchScript deprecated; the packages are as they are
@@ -74,7 +73,8 @@ class TorchNetwork:
             if tensor.id not in feeds and not tensor.optional:
                 raise PackageError(f"{self._package.name} needs the input {tensor.id}.")
             inputs.append(self._tensor(feeds[tensor.id]) if tensor.id in feeds else None)
-        with _told(f"{self._package.name} cannot run on {_shapes(feeds)}."), torch.inference_mode():
+        told = _told(f"{self._package.name} cannot run on {_shapes(feeds)}.")
+        with told, _threads(torch, self._threads), torch.inference_mode():
             found = self._network(*inputs)
             outputs = list(found) if isinstance(found, tuple | list) else [found]
             arrays = [o.detach().cpu().numpy() for o in outputs if isinstance(o, torch.Tensor)]
@@ -87,6 +87,20 @@ class TorchNetwork:
     def _tensor(self, values: NDArray[Any]) -> Any:
         # torch warns of read-only memory and does not take negative strides
         return self._torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self._device)
+
+
+@contextlib.contextmanager
+def _threads(torch: Any, wanted: int | None) -> Iterator[None]:
+    """So many threads for what runs inside; torch has one number for the whole process, which others have set."""
+    before = torch.get_num_threads()
+    if wanted is None or wanted == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _import_torch(package: Package, weights: Weights) -> Any:

@@ -66,6 +66,18 @@ def test_torch_computes_what_the_onnx_twin_does(name: str, tmp_path: Path) -> No
         assert np.abs(y - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_the_number_of_torchs_threads_is_given_back(tmp_path: Path) -> None:
+    """It is one for the whole process: a training beside would be many times slower on another."""
+    package = open_package(MODELS["torchscript"](tmp_path).path)
+    before = torch.get_num_threads()
+    made = TorchNetwork(package, package.weights[0], CPU, before + 1)
+    assert torch.get_num_threads() == before
+    seen, inner = [], made._network
+    made._network = lambda *x: (seen.append(torch.get_num_threads()), inner(*x))[1]
+    made.run(feed(MODELS["torchscript"](tmp_path / "again"))[0])
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+
 def test_a_state_dict_of_format_04_runs(tmp_path: Path) -> None:
     """`architecture: file.py:Class` with its sha256 and kwargs beside the weights."""
     model = MODELS["state_dict"](tmp_path)
