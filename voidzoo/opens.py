@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from .export.consumers import CONSUMERS, Verdict, verdicts
-from .screen import say
+from .screen import fetching, say
 from .zoo.errors import RecipeError, nearest
 from .zoo.package import open_package
 
@@ -22,9 +22,10 @@ def opens(path: str, names: str, *, as_json: bool) -> None:
     if names == "upload":
         _upload(path, as_json=as_json)
         return
-    found = verdicts(open_package(path), _chosen(names))
+    package = open_package(path, watch=fetching(quiet=as_json))
+    found = verdicts(package, _chosen(names))
     if as_json:
-        say(json.dumps({"package": path, "verdicts": [v.as_json() for v in found]}))
+        say(json.dumps({"package": package.named, "verdicts": [v.as_json() for v in found]}))
     else:
         say(opens_text(found))
     if names != "all" and any(v.answer == "no" for v in found):
@@ -48,13 +49,17 @@ def _upload(path: str, *, as_json: bool) -> None:
     from .export.proof import check_consumer
     from .export.upload import Item, ready
 
-    package = open_package(path)
+    package = open_package(path, watch=fetching(quiet=as_json))
     items = ready(package)
-    tested = check_consumer(Path(path))
-    mend = "" if tested.passed else shlex.join(["bioimageio", "test", path])
+    tested = check_consumer(Path(package.path))
+    mend = "" if tested.passed else shlex.join(["bioimageio", "test", package.path])
     items.insert(0, Item("own test", tested.passed, f"{tested.name}: {tested.detail}", mend))
     if as_json:
-        say(json.dumps({"package": path, "ready": all(i.done for i in items), "items": [i.as_json() for i in items]}))
+        say(
+            json.dumps(
+                {"package": package.named, "ready": all(i.done for i in items), "items": [i.as_json() for i in items]}
+            )
+        )
     else:
         for item in items:
             say(f"{'ok' if item.done else 'MISSING':<8} {item.name:<14} {item.detail}")

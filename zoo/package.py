@@ -149,6 +149,11 @@ class Package:
     rdf: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def named(self) -> str:
+        """What names it wherever the same is to be had again: NAME@VERSION, its URL without secrets, or its path."""
+        return self.origin.get("model") or self.origin.get("url") or self.path
+
     @cached_property
     def files(self) -> PackageFiles:
         """The files of the package, read with their sha256 checked."""
