@@ -212,6 +212,8 @@ def test_the_wheel_has_everything_and_works(checkout: Path, tmp_path: Path, link
     """Built with and without the links (Windows), the wheel holds each file once, and runs from another folder."""
     source = tmp_path / "source"
     shutil.copytree(checkout, source, symlinks=True)
+    (source / "zoo" / "models").mkdir(exist_ok=True)
+    (source / "zoo" / "models" / "shipped-1.0.zip").write_bytes(b"a model")
     if not links:
         for room in ROOMS:
             (source / "voidzoo" / room).unlink()
@@ -229,7 +231,7 @@ def test_the_wheel_has_everything_and_works(checkout: Path, tmp_path: Path, link
         inside = path.relative_to(ROOT).as_posix()
         expected.add(inside if inside.startswith("voidzoo/") else f"voidzoo/{inside}")
     expected |= {f"voidzoo/zoo/samples/{p.name}" for p in (ROOT / "zoo/samples").iterdir() if p.is_file()}
-    expected |= {f"voidzoo/zoo/models/{p.name}" for p in (ROOT / "zoo/models").glob("*.zip")}
+    expected |= {f"voidzoo/zoo/models/{p.name}" for p in (source / "zoo/models").glob("*.zip")}
     assert expected == {n for n in names if ".dist-info/" not in n}
     assert len(names) == len(set(names))
     assert any(n.endswith("licenses/LICENSE") for n in names)

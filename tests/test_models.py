@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,14 @@ def provenance(out: Path) -> dict[str, Any]:
     return json.loads((out / "zarr.json").read_text())["attributes"]["voidzoo"]
 
 
+def newer(old: Path, new: Path) -> None:
+    """The same package as version 3."""
+    with zipfile.ZipFile(old) as source, zipfile.ZipFile(new, "w") as archive:
+        for name in source.namelist():
+            data = source.read(name)
+            archive.writestr(name, b"version: '3'\n" + data if name == "rdf.yaml" else data)
+
+
 def test_a_name_is_recorded_with_its_version(run: Run, lab: Path) -> None:
     """plan and the result say which version and zip it was; the same word continues, and a newer version is told."""
     image(Path("a.tif"))
@@ -142,8 +151,14 @@ def test_a_name_is_recorded_with_its_version(run: Run, lab: Path) -> None:
     assert told == dict(vz.open_package("beads@2").origin)
     assert "is complete already" in run("predict", "beads", "a.tif", "-o", "o.ome.zarr")[1]
     assert run("predict", told["model"], "a.tif", "-o", "o.ome.zarr")[0] == 0
-    assert run("predict", "beads", "a.tif", "-o", "o.ome.tif", "-q")[0] == 0
-    assert json.loads(json.dumps(vz.plan("beads", "a.tif").to_json()))["package"] == told
+    newer(lab / "beads-2.zip", lab / "beads-3.zip")
+    code, _, err = run("predict", "beads", "a.tif", "-o", "o.ome.zarr")
+    assert code == 2
+    assert "now version 3" in err
+    assert "mend:  beads@2  is the model that it was begun with" in err
+    assert run("predict", "beads@2", "a.tif", "-o", "o.ome.zarr")[0] == 0
+    assert run("predict", "beads@2", "a.tif", "-o", "o.ome.tif", "-q")[0] == 0
+    assert json.loads(json.dumps(vz.plan("beads@2", "a.tif").to_json()))["package"] == told
 
 
 def test_an_address_predicts_twice_the_second_time_offline(run: Run, web: Server, tiny_package: Package) -> None:

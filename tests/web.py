@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import threading
 import time
 import zipfile
@@ -87,6 +88,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     stopping = False
+    scheme = "http"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
@@ -106,17 +108,26 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_: Any) -> None:
         """A client that leaves is what some tests are about."""
 
 
+TLS = Path(__file__).parent / "data" / "tls" / "loopback.pem"
+"""A certificate for 127.0.0.1, with its key, made for these tests: whoever sets SSL_CERT_FILE to it trusts it."""
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, *, tls: bool = False) -> Iterator[Server]:
     """A server of a folder, stopped at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     made = Server(folder)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(TLS)
+        made.socket = context.wrap_socket(made.socket, server_side=True)
+        made.scheme = "https"
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -208,7 +208,7 @@ def predict(
     how: dict[str, Any],
 ) -> None:  # fmt: skip
     """`voidzoo predict`. how: overwrite, skip_failed, scheduler, ome_zarr."""
-    package = open_package(model, watch=fetching(quiet=not for_people(watch)))
+    package = open_package(model, watch=fetching(quiet=not for_people(watch) and brief(watch) is None))
     jobs = places(images, out)
     with interruptible(how["scheduler"]) as stop:
         if len(jobs) > 1:

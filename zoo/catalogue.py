@@ -70,8 +70,11 @@ def resolve(word: str | Path, watch: Watch | None = None) -> Found:
     from .download import is_url
 
     if (asked := parse_id(text)) is not None:
-        if not is_url(text) and (near := nearest(asked[0], {m.name for m in shipped_models()})):
-            raise _no_model(text, near)
+        if not is_url(text) and "/" not in text and (near := _nearly(asked[0])):
+            raise PackageError(
+                f"there is no model {text} (did you mean {near}?).",
+                mend=f"{near}; or bioimage-io/{text} if that of bioimage.io is meant",
+            )
         return _of(_from_collection(*asked, watch))
     if is_url(text):
         from .cache import fetch_package
@@ -200,9 +203,16 @@ def _is_path(text: str) -> bool:
     return "/" in text and parse_id(text) is None
 
 
-def _no_model(text: str, near: str = "") -> PackageError:
+def _nearly(name: str) -> str:
+    """The model here that a name is a slip of, so that a slip asks no network; empty where there is none."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, {m.name for m in shipped_models()}, n=1, cutoff=0.8)), "")
+
+
+def _no_model(text: str) -> PackageError:
     names = sorted({m.name for m in shipped_models()})
-    near = near or nearest(Path(text.partition("@")[0]).name.removesuffix(".zip"), names)
+    near = nearest(Path(text.partition("@")[0]).name.removesuffix(".zip"), names)
     return PackageError(
         f"there is no model {text}{near}.",
         where=f"models here: {', '.join(names)}" if names else "",

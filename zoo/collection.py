@@ -38,7 +38,10 @@ DOI = re.compile(r"(10\.\d{4,9}/zenodo\.\d+)(?:/([\w.]+))?")
 NICKNAME = re.compile(r"([a-z]+(?:-[a-z]+)+)(?:/(v?\d[\w.]*))?")
 OWNED = re.compile(r"([\w.:-]+)(?:/(v?\d[\w.]*))?", re.ASCII)
 PAGES = (
-    re.compile(r"https?://(?:www\.)?bioimage\.io/#/(?:\w+/)?(?:\?.*?\bid=)?((?:bioimage-io(?:/|%2F))?[^/?&]+)", re.I),
+    re.compile(
+        r"https?://(?:www\.)?bioimage\.io/#/(?:\w+/)?(?:\?.*?\bid=)?((?:bioimage-io(?:/|%2F))?[^/?&]+(?:/v?\d[\w.]*)?)",
+        re.I,
+    ),
     re.compile(r"https?://(?:dx\.)?doi\.org/(10\.5281/zenodo\.\d+)", re.I),
 )
 """Pages about a model, which people copy; group 1 is its id."""

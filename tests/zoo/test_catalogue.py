@@ -66,6 +66,7 @@ def test_names_and_versions(lab: Path, tiny_package: Package) -> None:
     [
         ("n2v-mitto", r"no model n2v-mitto \(did you mean n2v-mito\?\)"),
         ("care-beat", r"no model care-beat \(did you mean care-bead\?\)"),
+        ("care-beat@2", r"no model care-beat@2 (.|\n)*mend:  care-bead; or bioimage-io/care-beat@2 if that of bioimage"),
         ("n2v-mito@3", r"no version 3; there are 1\.9, 1\.10, 2\.0rc1(.|\n)*mend:  n2v-mito@2\.0rc1"),
         ("raw@1", r"no version 1; there are one without a version"),
         ("nothing_like_it", r"no model nothing_like_it\.(.|\n)*models here: care-bead, n2v-mito, raw"),
@@ -155,7 +156,8 @@ def test_ids_nicknames_and_versions(zoo: Server, tiny_package: Package) -> None:
         "affable-shark": "v10", "bioimage-io/affable-shark": "v10", "affable-shark@v9": "v9", "affable-shark/9": "v9",
         "affable-shark@1.1": "v10", SHARK: "v10", f"{SHARK}@v0": "v0", "bioimage-io/affable-shark/v0": "v0",
         f"https://doi.org/{SHARK}": "v10", "https://bioimage.io/#/artifacts/affable-shark": "v10",
-        "https://bioimage.io/#/?id=affable-shark": "v10", "https://bioimage.io/#/resources/bioimage-io%2Faffable-shark": "v10",
+        "https://bioimage.io/#/?id=affable-shark": "v10", "https://bioimage.io/#/artifacts/affable-shark/v9": "v9",
+        "https://bioimage.io/#/resources/bioimage-io%2Faffable-shark": "v10",
     }  # fmt: skip
     for word, version in words.items():
         package = open_package(word)

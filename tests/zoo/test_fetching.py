@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.web import Server, lay_out, zip_folder
+from tests.web import TLS, Server, lay_out, serving, zip_folder
 from voidzoo.zoo import cache, download, gather
 from voidzoo.zoo.catalogue import resolve
 from voidzoo.zoo.errors import NetworkError, OutputError, PackageError
@@ -175,6 +175,30 @@ def test_redirects(web: Server, served: str, tmp_path: Path, tiny_package: Packa
     for name, text in {"f": "leads from http to file", "d": "from http to ftp", "l": "TooManyRedirects"}.items():
         with pytest.raises(NetworkError, match=text):
             resolve(f"{web.url}/{name}.zip")
+
+
+def test_https_is_not_left(
+    web: Server, served: str, tmp_path: Path, tiny_package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """http may lead to https, never back; a description behind https names no files behind http; a certificate that
+    nobody trusts is told.
+    """
+    with serving(tmp_path / "safe", tls=True) as safe:
+        zip_folder(Path(tiny_package.path), safe.folder / "m.zip")
+        web.redirects["/up.zip"] = f"{safe.url}/m.zip"
+        safe.redirects["/down.zip"] = served
+        with pytest.raises(NetworkError, match=r"cannot be reached(.|\n)*CERTIFICATE_VERIFY_FAILED"):
+            resolve(f"{safe.url}/m.zip")
+        monkeypatch.setenv("SSL_CERT_FILE", str(TLS))
+        assert open_package(f"{web.url}/up.zip").sha256 == tiny_package.sha256
+        with pytest.raises(NetworkError, match="leads from https to http"):
+            resolve(f"{safe.url}/down.zip")
+        folder = lay_out(tiny_package, safe.folder / "m")
+        told = yaml.safe_load((folder / "rdf.yaml").read_text())
+        told["weights"]["onnx"]["source"] = f"{web.url}/weights.onnx"
+        (folder / "rdf.yaml").write_text(yaml.safe_dump(told))
+        with pytest.raises(NetworkError, match="refers from https to http"):
+            resolve(f"{safe.url}/m/rdf.yaml")
 
 
 def test_credentials_are_sent_and_never_shown(web: Server, served: str, tmp_path: Path) -> None:
