@@ -270,3 +270,15 @@ def test_a_shipped_model_is_found_without_any_variable(lab: Path, tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**environment, "PYTHONPATH": str(site.parent)},
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.stdout.split() == ["zz-only-here@3", str(site / "__init__.py")], done.stderr
+
+
+def test_descriptions_that_say_nonsense_are_listed_and_shown(
+    run: Run, lab: Path, tiny_package: Package, tmp_path: Path
+) -> None:
+    """Fields that the network does not need may hold anything: the list and the card leave them out."""
+    for number, junk in enumerate((5, "word", {"a": 1}, [None, 3, {"text": 7, "name": [1]}], True)):
+        told = dict.fromkeys(("cite", "authors", "tags", "license", "training_data", "documentation", "covers"), junk)
+        zip_folder(lay_out(tiny_package, tmp_path / f"junk{number}", **told), lab / f"junk{number}-1.zip")
+        assert run("show", f"junk{number}")[0] == 0
+    code, out, _ = run("list", "junk")
+    assert (code, len(out.splitlines())) == (0, 6)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .export.consumers import CONSUMERS, verdicts
 from .infer.report import size_text
 from .screen import fetching, plain, say, warn
 from .zoo.cards import Model, list_models, method_of, trained_on, validation_of
+from .zoo.loose import listed, mapped
 from .zoo.package import Package, Tensor, TensorAxis, open_package
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def _lines(package: Package) -> Iterator[tuple[str, str]]:
     yield "trained", trained_on(package)
     yield "licence", str(rdf.get("license") or "none is told")
     yield "authors", ", ".join(_people(package))
-    for entry in rdf.get("cite") or ():
-        if isinstance(entry, Mapping) and entry.get("text"):
+    for entry in map(mapped, listed(rdf.get("cite"))):
+        if entry.get("text"):
             yield "cite", f"{entry['text']} {entry.get('doi') or entry.get('url') or ''}".strip()
     if validation := validation_of(package):
         yield from (("valid" if i == 0 else "", line) for i, line in enumerate(validation.splitlines()[:30]) if line)
@@ -157,7 +158,7 @@ def _weights(package: Package) -> str:
 
 
 def _people(package: Package) -> list[str]:
-    return [str(p.get("name")) for p in package.rdf.get("authors") or () if isinstance(p, Mapping) and p.get("name")]
+    return [str(p["name"]) for p in map(mapped, listed(package.rdf.get("authors"))) if p.get("name")]
 
 
 def _line(package: Package) -> str:

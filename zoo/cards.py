@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import VoidzooError
+from .loose import listed, mapped
 
 if TYPE_CHECKING:
     from .download import Watch
@@ -107,15 +108,14 @@ def method_of(package: Package) -> str:
 
 def trained_on(package: Package) -> str:
     """The training data: a DOI or link, else the names of the images, else nothing."""
-    told = package.rdf.get("training_data")
-    if isinstance(told, Mapping) and (told.get("id") or told.get("name")):
+    told = mapped(package.rdf.get("training_data"))
+    if told.get("id") or told.get("name"):
         return str(told.get("id") or told.get("name"))
-    for entry in package.rdf.get("cite") or ():
-        if isinstance(entry, Mapping) and str(entry.get("text")).startswith("Training data") and entry.get("url"):
+    for entry in map(mapped, listed(package.rdf.get("cite"))):
+        if str(entry.get("text")).startswith("Training data") and entry.get("url"):
             return str(entry["url"])
-    training = package.ours.get("training")
-    images = training.get("images") if isinstance(training, Mapping) else None
-    names = [str(i["name"]) for i in images or () if isinstance(i, Mapping) and i.get("name")]
+    images = map(mapped, listed(mapped(package.ours.get("training")).get("images")))
+    names = [str(i["name"]) for i in images if i.get("name")]
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
@@ -133,14 +133,13 @@ def validation_of(package: Package) -> str:
 
 def _space(about: Mapping[str, Any]) -> str:
     """The axes of the first input of a description that was not checked."""
-    inputs = about.get("inputs")
-    axes = inputs[0].get("axes") if isinstance(inputs, list) and inputs and isinstance(inputs[0], Mapping) else None
-    ids = axes if isinstance(axes, str) else [str(a.get("id", "")) for a in axes or () if isinstance(a, Mapping)]
+    axes = next((mapped(t).get("axes") for t in listed(about.get("inputs"))), None)
+    ids = axes if isinstance(axes, str) else [str(mapped(a).get("id", "x")) for a in listed(axes)]
     return "".join(a for a in "tzyx" if a in ids)
 
 
 def _words(tags: Any) -> tuple[str, ...]:
-    return tuple(str(t) for t in tags) if isinstance(tags, list) else ()
+    return tuple(map(str, listed(tags)))
 
 
 def _matches(model: Model, words: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from .download import MAX_DOWNLOAD, Watch, download, is_url, sha256_of, shown
 from .errors import NetworkError, PackageError
+from .loose import listed, mapped
 from .package import RUNNABLE
 from .package_files import DESCRIPTIONS, MAX_DESCRIPTION, PackageFiles, name_in
 
@@ -84,27 +85,27 @@ def could_be_description(path: Path) -> bool:
 
 def files_of(rdf: Mapping[str, Any]) -> Iterator[Named]:
     """The files that a description of format 0.3, 0.4 or 0.5 names: weights that can be run first, pictures last."""
-    weights = _mapping(rdf.get("weights"))
+    weights = mapped(rdf.get("weights"))
     for kind in RUNNABLE:
-        entry = _mapping(weights.get(kind))
+        entry = mapped(weights.get(kind))
         yield from _file(entry, needed=True)
         yield from _file(entry.get("external_data"), needed=True)
         yield from _file(entry.get("architecture"), needed=True, sha256=entry.get("architecture_sha256"))
     yield from _file(rdf.get("source"), needed=True, sha256=rdf.get("sha256"))  # 0.3: the code of a state dict
-    for tensor in (t for key in ("inputs", "outputs") for t in _list(rdf.get(key))):
-        yield from _file(_mapping(tensor).get("test_tensor"), needed=True)
+    for tensor in (t for key in ("inputs", "outputs") for t in listed(rdf.get(key))):
+        yield from _file(mapped(tensor).get("test_tensor"), needed=True)
         for key in ("preprocessing", "postprocessing"):
-            for step in _list(_mapping(tensor).get(key)):
-                yield from _file({k: v for k, v in _mapping(step).items() if k != "kwargs"}, needed=True)
-        yield from _file(_mapping(tensor).get("sample_tensor"))
+            for step in listed(mapped(tensor).get(key)):
+                yield from _file({k: v for k, v in mapped(step).items() if k != "kwargs"}, needed=True)
+        yield from _file(mapped(tensor).get("sample_tensor"))
     for key in ("test_inputs", "test_outputs"):
-        for entry in _list(rdf.get(key)):
+        for entry in listed(rdf.get(key)):
             yield from _file(entry, needed=True)
     attached = rdf.get("attachments")
     attached = attached.get("files") if isinstance(attached, Mapping) and "source" not in attached else attached
     for others in (rdf.get("documentation"), rdf.get("covers"), attached, rdf.get("sample_inputs"),
                    rdf.get("sample_outputs")):  # fmt: skip
-        for entry in _list(others):
+        for entry in listed(others):
             yield from _file(entry)
 
 
@@ -160,13 +161,3 @@ def _description(url: str) -> str:
     """What the description is called inside: as it was where that is a name for one."""
     name = name_in(url)
     return name if name in DESCRIPTIONS else DESCRIPTIONS[0]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    if isinstance(value, list | tuple):
-        return list(value)
-    return [value] if isinstance(value, str | Mapping) and value else []

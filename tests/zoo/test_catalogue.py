@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.web import Server, lay_out, zip_folder
-from voidzoo.zoo import cache, collection, download
+from voidzoo.zoo import cache, collection, download, gather
 from voidzoo.zoo.catalogue import resolve, shipped_models
 from voidzoo.zoo.errors import NetworkError, PackageError
 from voidzoo.zoo.package import Package, open_package
@@ -261,3 +264,57 @@ def test_the_index_of_today_is_looked_at_again_for_what_it_does_not_have(
     for file in (cache.cache_folder() / "collection").iterdir():
         os.utime(file, (time.time() - 120,) * 2)
     assert resolve("affable-shark")
+
+
+# --- anything
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["alias", "id", "type", "manifest", "versions", "version", "rdf_source", "source", "collection",
+                         "items", "config", "bioimageio", "nickname", "weights", "onnx", "inputs", "axes", "covers",
+                         "attachments", "files", "test_tensor", "architecture", "preprocessing"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+MODEL = st.fixed_dictionaries({"type": st.just("model"), "alias": JUNK, "manifest": JUNK, "versions": JUNK})
+
+
+@given(JUNK | st.lists(MODEL, max_size=3) | st.fixed_dictionaries({"collection": st.lists(MODEL | JUNK, max_size=3)}))
+@settings(max_examples=60, deadline=None)
+def test_any_json_is_an_index_or_is_refused(found: Any) -> None:
+    """Whatever a server sends as the index, models come of it, or one sentence."""
+    try:
+        models = collection._parsed(json.dumps(found).encode(), "https://example.org/artifacts/children")
+    except PackageError:
+        return
+    for model in models:
+        assert all(isinstance(n, str) for n in (model.id, model.rdf, *model.names, *model.versions))
+
+
+@given(st.dictionaries(st.sampled_from(["weights", "inputs", "covers", "attachments", "documentation"]), JUNK))
+@settings(max_examples=60, deadline=None)
+def test_any_description_names_files_or_none(rdf: Any) -> None:
+    """Whatever a description holds where files are named, names come of it."""
+    assert all(isinstance(n.source, str) for n in gather.files_of(rdf))
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[a-z./@\\~-]{1,20}", fullmatch=True))
+@settings(max_examples=100, deadline=None)
+def test_any_word_is_refused_or_asks_for_what_it_names(word: str) -> None:
+    """A word is refused by a PackageError, or it is of the form of an id: nothing else gets as far as the network."""
+    asked: list[str] = []
+
+    def find(name: str, version: str | None, _watch: object) -> tuple[str, str]:
+        asked.append(name)
+        raise PackageError(f"there is no model {name}@{version}.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collection, "find", find)
+        try:
+            resolve(word)
+        except PackageError:
+            pass
+        else:
+            assert Path(word).exists()
+    assert not asked or re.match(r"[a-z]+(-[a-z]+)+(/v?\d|@|$)|bioimage-io/|10\.", word)
