@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from .download import Watch, client, download, sha256_of, shown
 from .errors import NetworkError, OutputError, PackageError, VoidzooError
 from .files import replace_file
-from .package_files import PackageFiles, name_in
+from .package_files import PackageFiles
 
 ENTRY = "entry.json"
 POLL_S = 0.2
@@ -153,8 +153,9 @@ def _folder(url: str) -> Path:
 
 
 def _name(url: str, model: str) -> str:
-    """What the zip is called: like its address, or as the collection calls it."""
-    name = model.replace("@", "-") or name_in(urlsplit(url)._replace(query="", fragment="").geturl())
+    """What the zip is called: as the collection calls it, or like the file or folder of its address."""
+    parts = [p for p in urlsplit(url).path.split("/") if p not in ("content", "files") and not p.endswith(".yaml")]
+    name = model.replace("@", "-") or next((p for p in reversed(parts) if p), "")
     stem = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
     return f"{stem.removesuffix('.zip')[:80] or 'model'}.zip"
 

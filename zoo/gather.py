@@ -90,8 +90,8 @@ def files_of(rdf: Mapping[str, Any]) -> Iterator[Named]:
         entry = mapped(weights.get(kind))
         yield from _file(entry, needed=True)
         yield from _file(entry.get("external_data"), needed=True)
-        yield from _file(entry.get("architecture"), needed=True, sha256=entry.get("architecture_sha256"))
-    yield from _file(rdf.get("source"), needed=True, sha256=rdf.get("sha256"))  # 0.3: the code of a state dict
+        yield from _code(entry.get("architecture"), entry.get("architecture_sha256"))
+    yield from _code(rdf.get("source"), rdf.get("sha256"))  # 0.3: the code of a state dict
     for tensor in (t for key in ("inputs", "outputs") for t in listed(rdf.get(key))):
         yield from _file(mapped(tensor).get("test_tensor"), needed=True)
         for key in ("preprocessing", "postprocessing"):
@@ -109,8 +109,17 @@ def files_of(rdf: Mapping[str, Any]) -> Iterator[Named]:
             yield from _file(entry)
 
 
-def _file(entry: Any, needed: bool = False, sha256: Any = None) -> Iterator[Named]:
-    """One file: its name, or a mapping with source and sha256. `file.py:Class` is code in a file; a module is none."""
+def _code(entry: Any, sha256: Any) -> Iterator[Named]:
+    """The file of an architecture: `file.py:Class` or a mapping; `module.Class` is in no file."""
+    if isinstance(entry, str):
+        file, colon, _ = entry.rpartition(":")
+        entry = {"source": file, "sha256": sha256} if colon else None
+    yield from _file(entry, needed=True)
+
+
+def _file(entry: Any, needed: bool = False) -> Iterator[Named]:
+    """One file: its name, or a mapping with source and sha256."""
+    sha256 = None
     if isinstance(entry, Mapping):
         entry, sha256 = entry.get("source"), entry.get("sha256")
     if not isinstance(entry, str) or not entry:
@@ -119,9 +128,8 @@ def _file(entry: Any, needed: bool = False, sha256: Any = None) -> Iterator[Name
         if needed:  # a link in the documentation is no file of the model
             yield Named(entry, sha256 and str(sha256), needed)
         return
-    name = entry.partition(":")[0] if ".py:" in entry else entry
-    if PurePosixPath(name).suffix:
-        yield Named(name, sha256 and str(sha256), needed)
+    if PurePosixPath(entry).suffix:
+        yield Named(entry, sha256 and str(sha256), needed)
 
 
 def _unique(rdf: Mapping[str, Any], url: str) -> list[Named]:

@@ -278,6 +278,7 @@ def test_a_description_and_its_files(web: Server, tiny_package: Package) -> None
     lay_out(tiny_package, web.folder / "m")
     word = f"{web.url}/m/rdf.yaml?version=v3"
     package = open_package(word)
+    assert Path(package.path).name == "m.zip"
     assert package.onnx() == tiny_package.onnx()
     assert package.files.read(package.test_input)
     with zipfile.ZipFile(package.path) as archive:
@@ -364,6 +365,8 @@ def test_files_that_descriptions_of_any_format_name() -> None:
         "attachments": {"files": ["f.txt"]}, "sample_inputs": ["s.tif"],
     }  # fmt: skip
     found = {n.source: (n.sha256, n.needed) for n in gather.files_of(old)}
+    assert not list(gather.files_of({"source": "package.models.UNet"})), "a class of an installed package is no file"
+    assert [n.source for n in gather.files_of({"source": "./unet.py:UNet"})] == ["./unet.py"]
     assert found["unet.py"] == ("3", True)
     assert found["./w.pt"] == ("2", True)
     assert {n for n, (_, needed) in found.items() if not needed} == {"README.md", "c.png", "f.txt", "s.tif"}
