@@ -10,13 +10,13 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from .download import Watch, client, download, sha256_of, shown
+from .download import Fetching, Watch, client, download, sha256_of, shown, size_of
 from .errors import NetworkError, OutputError, PackageError, VoidzooError
 from .files import replace_file
 from .package_files import PackageFiles
@@ -77,7 +77,9 @@ def fetch_package(url: str, sha256: str | None = None, model: str = "", watch: W
     damaged = (folder / ENTRY).is_file()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with _alone(
+            folder, lambda: watch and watch(Fetching(shown(url), size_of(folder / "work" / "came.part"), None))
+        ):
             return kept(url, sha256) or _fetch(url, folder, sha256, model, watch)
     except NetworkError as error:
         note = "the copy that is kept here is damaged or another" if damaged else "no copy of it is kept here"
@@ -161,10 +163,11 @@ def _name(url: str, model: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, waiting: Callable[[], object]) -> Iterator[None]:
     """Wait until no other process of this machine fetches into a folder. A lock goes with its process."""
     with (folder / "lock").open("a+") as file:
         while not _lock(file.fileno()):
+            waiting()
             time.sleep(POLL_S)
         yield
 

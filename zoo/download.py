@@ -101,22 +101,23 @@ def download(http: httpx.Client, url: str, to: Path, limit: int = 0, watch: Watc
     part = to.with_name(to.name + ".part")
     tries = 0
     while True:
-        before = _size(part)
+        before = size_of(part)
         try:
             _transfer(http, url, part, limit or MAX_DOWNLOAD, watch or (lambda _event: None))
             break
         except _Broken as error:
-            tries = 1 if _size(part) - before > 2**20 else tries + 1
+            tries = 1 if size_of(part) - before > 2**20 else tries + 1
             if tries > len(PAUSES):
                 raise NetworkError(
                     f"{shown(url)} breaks off: {error}.",
-                    where=f"{_size(part):,} bytes came, after {tries} tries",
+                    where=f"{size_of(part):,} bytes came, after {tries} tries",
                     mend="the same command again goes on from there",
                 ) from error
             time.sleep(PAUSES[tries - 1])
         except OSError as error:
             if isinstance(error, NetworkError | OutputError):
                 raise
+            _forget(part)  # a full disk is not left full
             raise OutputError(
                 f"{part} cannot be written: {error.strerror or error}.",
                 mend="make room or mend the rights; then the same command again",
@@ -132,7 +133,7 @@ def _transfer(http: httpx.Client, url: str, part: Path, limit: int, tell: Watch)
     import httpx
 
     address, login = _apart(url)
-    have, mark = _size(part), _read_mark(part)
+    have, mark = size_of(part), _read_mark(part)
     headers = {"Range": f"bytes={have}-", "If-Range": mark} if have and mark else {}
     try:
         with http.stream("GET", address, headers=headers, auth=login) as answer:
@@ -255,7 +256,8 @@ def _forget(part: Path) -> None:
     _mark(part).unlink(missing_ok=True)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.small_disk import SmallDisk
 from tests.web import TLS, Server, lay_out, serving, zip_folder
 from voidzoo.zoo import cache, download, gather
 from voidzoo.zoo.catalogue import resolve
@@ -268,6 +269,20 @@ def test_a_cache_that_cannot_be_written(
     monkeypatch.setenv("VOIDZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"cannot be written(.|\n)*VOIDZOO_CACHE=FOLDER"):
         resolve(served)
+
+
+def test_a_full_disk(web: Server, served: str, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that says that it will not fit is not begun, one that does not say so ends in words; both leave room
+    for the next one.
+    """
+    monkeypatch.setenv("VOIDZOO_CACHE", str(small_disk.folder))
+    (web.folder / "large.zip").write_bytes(os.urandom(10**7))
+    with pytest.raises(OutputError, match=r"needs 10 MB(.|\n)*VOIDZOO_CACHE=FOLDER"):
+        resolve(f"{web.url}/large.zip")
+    web.endless.add("/large.zip")
+    with pytest.raises(OutputError, match="No space left on device"):
+        resolve(f"{web.url}/large.zip")
+    assert resolve(served)
 
 
 # --- rdf.yaml and the files beside it
