@@ -92,6 +92,7 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "version": __version__,
         "versions": versions,
         "plan": {"identity": plan.identity, **plan.facts(), "device": plan.device_name},
+        "package": dict(plan.package.origin),
     }
     return json.loads(json.dumps(record))
 

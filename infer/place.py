@@ -116,7 +116,9 @@ class Place:
             raise OutputError(
                 f"{self.out} was begun with another plan.",
                 where=_difference(stored, plan.to_json()),
-                mend=_touch(stored, plan) or "continue it with the first, choose another -o, or --overwrite",
+                mend=_touch(stored, plan)
+                or _model(stored, plan)
+                or "continue it with the first, choose another -o, or --overwrite",
             )
         if not overwrite and finished is not None and finished.get("identity") == plan.identity:
             return True
@@ -250,6 +252,14 @@ def _touch(stored: Mapping[str, Any], plan: Plan) -> str:
         "is it a copy, or only mended where it could not be read? Then give it the time that it had:   "
         f"touch -d @{before // 10**9}.{before % 10**9:09d} {plan.image.path}   else --overwrite, or another -o"
     )
+
+
+def _model(stored: Mapping[str, Any], plan: Plan) -> str:
+    """How to go on with the model that it was begun with, where that has a name of its own; empty for the same one."""
+    word = (stored.get("package") or {}).get("model")
+    if not word or stored.get("model") == plan.facts()["model"]:
+        return ""
+    return f"{word}  is the model that it was begun with; or another -o, or --overwrite"
 
 
 def _plain(value: object) -> str:

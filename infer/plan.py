@@ -317,6 +317,7 @@ class Plan:
         return {
             "identity": self.identity,
             **self.facts(),
+            "package": dict(self.package.origin),
             "blocks": self.n_blocks,
             "tiles": self.n_tiles,
             "overhead": round(self.overhead, 4),

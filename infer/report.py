@@ -23,6 +23,7 @@ def plan_text(plan: Plan) -> str:
     lines = [
         f"model    {package.name}{' ' + package.version if package.version else ''}   reads {' '.join(plan.model_axes)}"
         f"   {_processing(plan)}",
+        *_origin(plan),
         *(f"step     {step}" for step in plan.steps),
         f"image    {image.name}   {describe(image.axes, image.shape)}   {image.dtype}   {size_text(image.nbytes)}",
         *(f"input    {f.port.id}: {f.image.name}   {describe(f.image.axes, f.image.shape)}" for f in plan.feeds[1:]),
@@ -45,6 +46,12 @@ def plan_text(plan: Plan) -> str:
     ]
     lines += [f"note     {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def _origin(plan: Plan) -> list[str]:
+    """Where a model that is no path came from, so that the same can be had again."""
+    digest = plan.package.origin.get("sha256")
+    return [f"from     {plan.package.named}   sha256 {digest[:12]}..."] if digest else []
 
 
 def _processing(plan: Plan) -> str:

@@ -6,11 +6,15 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.small_disk import SmallDisk, mounted
+from tests.web import Server, serving
+
+if TYPE_CHECKING:
+    from voidzoo.zoo.package import Package
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime before voidzoo, which sets it
 
@@ -40,6 +44,25 @@ def _one_runtime() -> None:
     from voidzoo.infer.networks import runtimes
 
     runtimes.WORTH_IT = dict.fromkeys(range(1, 5), float("inf"))
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The folder of a small 2D package with random weights."""
+    from tests.packages import make_package
+
+    return make_package(tmp_path_factory.mktemp("made") / "p")
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A web server of the folder `web`, an empty cache, and no patience between two tries."""
+    from voidzoo.zoo import download
+
+    monkeypatch.setenv("VOIDZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "PAUSES", (0.01, 0.02))
+    with serving(tmp_path / "web") as server:
+        yield server
 
 
 @pytest.fixture

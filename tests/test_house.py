@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import voidzoo as vz
 
@@ -151,6 +152,19 @@ def test_no_path_of_one_machine() -> None:
     assert not found
 
 
+def test_our_own_models_are_small_and_called_what_they_are() -> None:
+    """Each shipped zip has at most 5 MB, all together 30 MB, and NAME-VERSION is the version that it says of itself."""
+    zips = sorted((ROOT / "zoo" / "models").glob("*.zip"))
+    assert all(z.stat().st_size <= 5e6 for z in zips)
+    assert sum(z.stat().st_size for z in zips) <= 30e6
+    for path in zips:
+        name, _, version = path.stem.rpartition("-")
+        with zipfile.ZipFile(path) as archive:
+            rdf = yaml.safe_load(archive.read("rdf.yaml"))
+        assert version == str(rdf["version"]), path.name
+        assert name == rdf["config"]["bioimageio"]["nickname"], path.name
+
+
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     code = "import sys; sys.argv[1:] = ['--no-cache']; from importlinter.cli import lint_imports_command as c; c()"
     return python(code, cwd=root, path=root)
@@ -198,6 +212,8 @@ def test_the_wheel_has_everything_and_works(checkout: Path, tmp_path: Path, link
     """Built with and without the links (Windows), the wheel holds each file once, and runs from another folder."""
     source = tmp_path / "source"
     shutil.copytree(checkout, source, symlinks=True)
+    (source / "zoo" / "models").mkdir(exist_ok=True)
+    (source / "zoo" / "models" / "shipped-1.0.zip").write_bytes(b"a model")
     if not links:
         for room in ROOMS:
             (source / "voidzoo" / room).unlink()
@@ -215,6 +231,7 @@ def test_the_wheel_has_everything_and_works(checkout: Path, tmp_path: Path, link
         inside = path.relative_to(ROOT).as_posix()
         expected.add(inside if inside.startswith("voidzoo/") else f"voidzoo/{inside}")
     expected |= {f"voidzoo/zoo/samples/{p.name}" for p in (ROOT / "zoo/samples").iterdir() if p.is_file()}
+    expected |= {f"voidzoo/zoo/models/{p.name}" for p in (source / "zoo/models").glob("*.zip")}
     assert expected == {n for n in names if ".dist-info/" not in n}
     assert len(names) == len(set(names))
     assert any(n.endswith("licenses/LICENSE") for n in names)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .infer.run import Result
     from .trainers.recipe import Recipe
     from .trainers.record import Run, load_run
-    from .zoo.errors import ProofFailed, VoidzooError
+    from .zoo.cards import Model, list_models
+    from .zoo.errors import NetworkError, ProofFailed, VoidzooError
     from .zoo.image import Image, PixelSize
     from .zoo.open import open_image
     from .zoo.package import Package, open_package
@@ -31,6 +32,8 @@ _WHERE = {
     "BlockFailed": "infer.events",
     "Done": "infer.events",
     "Image": "zoo.image",
+    "Model": "zoo.cards",
+    "NetworkError": "zoo.errors",
     "Package": "zoo.package",
     "PixelSize": "zoo.image",
     "Plan": "infer.plan",
@@ -43,6 +46,7 @@ _WHERE = {
     "VoidzooError": "zoo.errors",
     "__version__": "zoo.version",
     "check": "api",
+    "list_models": "zoo.cards",
     "load_run": "trainers.record",
     "study_noise": "api",
     "open_image": "zoo.open",

@@ -9,7 +9,7 @@ from pathlib import Path
 from .export.card import Card, check_place, make_card
 from .export.consumers import verdicts
 from .export.proof import prove
-from .screen import say
+from .screen import fetching, say
 from .zoo.package import open_package
 
 FOLDER = Path("model_cards")
@@ -18,7 +18,7 @@ FOLDER = Path("model_cards")
 
 def card(path: str, out: Path | None, *, overwrite: bool, as_json: bool) -> Card:
     """Prove the package, write its card, tell what the card lacks."""
-    package = open_package(path)
+    package = open_package(path, watch=fetching(quiet=as_json))
     out = out or FOLDER / f"{package.name.replace(' ', '-')}.md"
     check_place(out, overwrite=overwrite)
     with tempfile.TemporaryDirectory() as folder:

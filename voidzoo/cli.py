@@ -236,6 +236,26 @@ def predict(
     run(model, images, out, settings, _listener(json, quiet, log, len(images)), how)
 
 
+@app.command("list")
+def list_(
+    words: Annotated[list[str] | None, typer.Argument(help="Of its name, method or tags: only these models.")] = None,
+    online: Annotated[bool, typer.Option("--all", help="Also those of bioimage.io; asks the network.")] = False,
+    json: opt.Json = False,
+) -> None:
+    """The models that come with voidzoo, those of your own folder, and those that were fetched."""
+    from .models import list_ as run
+
+    run(words or [], online=online, as_json=json)
+
+
+@app.command()
+def show(model: opt.ModelName, json: opt.Json = False) -> None:
+    """One model: what it takes and gives, where it comes from, where it opens, how it is run."""
+    from .models import show as run
+
+    run(model, as_json=json)
+
+
 @app.command()
 def doctor(json: opt.Json = False) -> None:
     """What is installed, and which devices really run a network."""

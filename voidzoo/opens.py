@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .export.consumers import CONSUMERS, Verdict, verdicts
-from .screen import say
+from .screen import fetching, say
 from .zoo.errors import RecipeError, nearest
 from .zoo.files import replace_file
 from .zoo.package import Package, open_package
@@ -28,7 +28,7 @@ def check(path: str, keep: Path | None, report: Path | None, *, trust_code: bool
     """Prove it, and write all that can be told of it into a report if one is wanted, also where the proof fails."""
     from .export.proof import prove, summary
 
-    package = open_package(path)
+    package = open_package(path, watch=fetching(quiet=as_json))
     checks: list[Check] = []
 
     def tell(check: Check) -> None:
@@ -43,7 +43,7 @@ def check(path: str, keep: Path | None, report: Path | None, *, trust_code: bool
             if report is not None and checks:
                 _report(package, checks, sorted((keep or Path(folder)).glob("*.png")), report)
     if as_json:
-        say(json.dumps({"package": path, "name": package.name, "checks": summary(checks)}))
+        say(json.dumps({"package": package.named, "name": package.name, "checks": summary(checks)}))
     else:
         say(f"proved   {package.name}")
         if report is not None:
@@ -64,9 +64,10 @@ def opens(path: str, names: str, *, as_json: bool) -> None:
     if names == "upload":
         _upload(path, as_json=as_json)
         return
-    found = verdicts(open_package(path), _chosen(names))
+    package = open_package(path, watch=fetching(quiet=as_json))
+    found = verdicts(package, _chosen(names))
     if as_json:
-        say(json.dumps({"package": path, "verdicts": [v.as_json() for v in found]}))
+        say(json.dumps({"package": package.named, "verdicts": [v.as_json() for v in found]}))
     else:
         say(opens_text(found))
     if names != "all" and any(v.answer == "no" for v in found):
@@ -90,13 +91,17 @@ def _upload(path: str, *, as_json: bool) -> None:
     from .export.proof import check_consumer
     from .export.upload import Item, ready
 
-    package = open_package(path)
+    package = open_package(path, watch=fetching(quiet=as_json))
     items = ready(package)
-    tested = check_consumer(Path(path))
-    mend = "" if tested.passed else shlex.join(["bioimageio", "test", path])
+    tested = check_consumer(Path(package.path))
+    mend = "" if tested.passed else shlex.join(["bioimageio", "test", package.path])
     items.insert(0, Item("own test", tested.passed, f"{tested.name}: {tested.detail}", mend))
     if as_json:
-        say(json.dumps({"package": path, "ready": all(i.done for i in items), "items": [i.as_json() for i in items]}))
+        say(
+            json.dumps(
+                {"package": package.named, "ready": all(i.done for i in items), "items": [i.as_json() for i in items]}
+            )
+        )
     else:
         for item in items:
             say(f"{'ok' if item.done else 'MISSING':<8} {item.name:<14} {item.detail}")

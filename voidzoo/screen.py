@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
 from .infer.report import duration, plan_text, size_text
+
+if TYPE_CHECKING:
+    from .zoo.download import Fetching
 
 EVERY = 60.0
 """Seconds between two progress lines where no terminal is watching."""
@@ -54,6 +58,37 @@ def warn(text: str) -> None:
     """A line on stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def plain(text: str) -> str:
+    """Text of a stranger without anything that moves the cursor, colours, or turns the direction of writing."""
+    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\\\)?|.)", "", text, flags=re.DOTALL)
+    return "".join(c for c in text if c == "\n" or c.isprintable())
+
+
+def fetching(*, quiet: bool) -> Callable[[Fetching], None] | None:
+    """Who tells of downloads, on stderr: results and JSON keep stdout."""
+    return None if quiet else Downloads()
+
+
+class Downloads:
+    """One line a download, which rewrites itself in a terminal."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def __call__(self, event: Fetching) -> None:
+        """Show how far it is."""
+        done = event.done == event.total
+        of = "" if done or event.total is None else f" of {size_text(event.total)}"
+        text = f"fetch    {plain(event.url)}   {size_text(event.done)}{of}"
+        if self.terminal:
+            sys.stderr.write("\r\x1b[2K" + text + ("\n" if done else ""))
+            sys.stderr.flush()
+        elif done or time.monotonic() - self._last >= EVERY:
+            warn(text)
+            self._last = time.monotonic()
 
 
 def _silent(event: Any) -> None:
@@ -162,4 +197,6 @@ def _failed(event: BlockFailed) -> str:
     return f"failed   block {event.index} ({event.where}): {event.error}"
 
 
-__all__ = ["Screen", "duration", "event_json", "for_people", "listener", "say", "size_text", "warn"]
+__all__ = [
+    "Screen", "duration", "event_json", "fetching", "for_people", "listener", "plain", "say", "size_text", "warn",
+]  # fmt: skip

@@ -25,7 +25,7 @@ from .infer.report import result_text, size_text
 from .infer.restore import restored_layers
 from .many import DONE, FAILED, HOLES, Index, brief, holes_of, in_words, places, stem
 from .noise import measured_mask
-from .screen import for_people, say, warn
+from .screen import fetching, for_people, say, warn
 from .zoo.errors import BlocksFailed, DependencyError, DeviceError, PackageError, RecipeError, VoidzooError, nearest
 from .zoo.image import Image
 from .zoo.open import open_image
@@ -164,7 +164,8 @@ def plan(
     place = None if out is None else Place(out)
     if place is not None and (stored := place.begun() if how["overwrite"] else place.stored()):
         settings["facts"] = stored
-    made = api.plan(model, image, scheduler=how["scheduler"], **settings)
+    package = open_package(model, watch=fetching(quiet=as_json))
+    made = api.plan(package, image, scheduler=how["scheduler"], **settings)
     if place is not None:
         _check_written(made, place, how["ome_zarr"])
         place.check(made, how["overwrite"])
@@ -190,7 +191,7 @@ def predict(
     how: dict[str, Any],
 ) -> None:  # fmt: skip
     """`voidzoo predict`. how: overwrite, skip_failed, scheduler, ome_zarr."""
-    package = open_package(model)
+    package = open_package(model, watch=fetching(quiet=not for_people(watch) and brief(watch) is None))
     jobs = places(images, out)
     with interruptible(how["scheduler"]) as stop:
         if len(jobs) > 1:
@@ -270,7 +271,7 @@ def preview(
 
     picture = out.with_name(stem(out) + ".preview.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    seen = run(model, images[0], picture, settings)
+    seen = run(open_package(model, watch=fetching(quiet=as_json or quiet)), images[0], picture, settings)
     if as_json:
         say(json.dumps({"picture": str(picture), "image": images[0], "region": seen.region, "notes": seen.notes}))
     if as_json or quiet:

@@ -61,6 +61,10 @@ class OutputError(VoidzooError, OSError):
     """A place to write to that is taken, full, or holds the result of something else."""
 
 
+class NetworkError(VoidzooError, ConnectionError):
+    """An address that cannot be reached, refuses, or does not send what it should."""
+
+
 class ResourceError(VoidzooError, MemoryError):
     """More memory or disk than there is."""
 

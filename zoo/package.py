@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import DependencyError, PackageError
 from .package_files import PackageFiles
+
+if TYPE_CHECKING:
+    from .download import Watch
 
 KINDS = ("intensity", "probability", "distance", "logit")
 RUNNABLE = ("onnx", "torchscript", "pytorch_state_dict")
@@ -129,7 +132,8 @@ class Weights:
 class Package:
     """A model as its description tells it. format: of the description, e.g. `"0.5.4"`; rdf: the description as it is.
 
-    weights: those that can be run, the preferred first. other_weights: the kinds of the others.
+    weights: those that can be run, the preferred first. other_weights: the kinds of the others. origin: what results
+    record of where it came from: its path; or its NAME@VERSION, its URL, and the sha256 of the zip.
     """
 
     path: str
@@ -143,6 +147,12 @@ class Package:
     description: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     rdf: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> str:
+        """What names it wherever the same is to be had again: NAME@VERSION, its URL without secrets, or its path."""
+        return self.origin.get("model") or self.origin.get("url") or self.path
 
     @cached_property
     def files(self) -> PackageFiles:
@@ -328,16 +338,20 @@ def torch_is_there() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def open_package(path: str | Path) -> Package:
-    """Read a package: a zip, a folder, or its rdf.yaml. Raises PackageError if it is missing, broken or no model."""
+def open_package(path: str | Path, watch: Watch | None = None) -> Package:
+    """Read a package: a zip, a folder, its rdf.yaml, or what else `catalogue.resolve` knows by a word: the name of a
+    model that comes with voidzoo, a URL, an id of bioimage.io.
+
+    watch: gets the events of a download. Raises PackageError if it is missing, broken or no model; NetworkError.
+    """
+    from .catalogue import resolve
     from .rdf import read_package
 
-    text = str(path)
-    if not Path(text).exists():
-        raise PackageError(f"there is no model {text}.", mend="a path to a package: a .zip or a folder with rdf.yaml")
+    found = resolve(path, watch)
+    text = found.path
     if (Path(text) / "run.json").is_file():
         raise PackageError(
             f"{text} is a training run; its package is made by export.",
             mend=f"voidzoo export {text} -o {Path(text).name}.zip",
         )
-    return read_package(text, PackageFiles(text).rdf())
+    return replace(read_package(text, PackageFiles(text).rdf()), origin=found.origin)

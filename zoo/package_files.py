@@ -88,7 +88,7 @@ class PackageFiles:
         return data
 
     def _read_downloaded(self, url: str, sha256: str | None, limit: int) -> bytes:
-        name = PurePosixPath(url.partition("?")[0].removesuffix("/content")).name
+        name = name_in(url)
         if name in self._names():
             return self.read(name, sha256, limit)
         raise PackageError(
@@ -156,6 +156,11 @@ class PackageFiles:
         return PackageError(
             f"{self.path} has no {name}.", mend="a bioimage.io package is a zip or folder with rdf.yaml and weights"
         )
+
+
+def name_in(url: str) -> str:
+    """The name of a file in its address; Zenodo's end in `/NAME/content`."""
+    return PurePosixPath(url.partition("?")[0].removesuffix("/content")).name
 
 
 def _has_description(names: Iterable[str]) -> bool:
