@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .infer.run import Result
     from .trainers.recipe import Recipe
     from .trainers.record import Run, load_run
-    from .zoo.cards import Model, list_models
     from .zoo.errors import NetworkError, ProofFailed, VoidzooError
     from .zoo.image import Image, PixelSize
+    from .zoo.listing import Model, list_models
     from .zoo.open import open_image
     from .zoo.package import Package, open_package
     from .zoo.version import __version__
@@ -32,7 +32,7 @@ _WHERE = {
     "BlockFailed": "infer.events",
     "Done": "infer.events",
     "Image": "zoo.image",
-    "Model": "zoo.cards",
+    "Model": "zoo.listing",
     "NetworkError": "zoo.errors",
     "Package": "zoo.package",
     "PixelSize": "zoo.image",
@@ -46,7 +46,7 @@ _WHERE = {
     "VoidzooError": "zoo.errors",
     "__version__": "zoo.version",
     "check": "api",
-    "list_models": "zoo.cards",
+    "list_models": "zoo.listing",
     "load_run": "trainers.record",
     "study_noise": "api",
     "open_image": "zoo.open",

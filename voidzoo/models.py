@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .export.consumers import CONSUMERS, verdicts
 from .infer.report import size_text
 from .screen import fetching, plain, say, warn
-from .zoo.cards import Model, list_models, method_of, trained_on, validation_of
+from .zoo.listing import Model, list_models, method_of, trained_on, validation_of
 from .zoo.loose import listed, mapped
 from .zoo.package import Package, Tensor, TensorAxis, open_package
 

@@ -107,7 +107,9 @@ def method_of(package: Package) -> str:
 
 
 def trained_on(package: Package) -> str:
-    """The training data: a DOI or link, else the names of the images, else nothing."""
+    """The training data: in words, a DOI or link, else the names of the images, else nothing."""
+    if said := mapped(package.ours.get("card")).get("data"):
+        return str(said)
     told = mapped(package.rdf.get("training_data"))
     if told.get("id") or told.get("name"):
         return str(told.get("id") or told.get("name"))
