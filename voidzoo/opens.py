@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
-from pathlib import Path
 
 import typer
 
@@ -45,12 +44,12 @@ def opens_text(found: list[Verdict]) -> str:
 
 
 def _upload(path: str, *, as_json: bool) -> None:
-    from .export.proof import check_consumer
+    from .export.proof import check_in_core
     from .export.upload import Item, ready
 
     package = open_package(path)
     items = ready(package)
-    tested = check_consumer(Path(path))
+    tested = check_in_core(package)
     mend = "" if tested.passed else shlex.join(["bioimageio", "test", path])
     items.insert(0, Item("own test", tested.passed, f"{tested.name}: {tested.detail}", mend))
     if as_json:

@@ -29,9 +29,9 @@ def refuse_strange(data: bytes, path: str) -> None:
         raise PackageError(f"{path}: its ONNX weights cannot be read.", where=str(error)[:200]) from error
     if found.external:
         one = found.external[0]
+        location = one.place.get("location", "")[:200]
         raise PackageError(
-            f"{path}: its ONNX weights read another file, {one.place.get('location', '')[:200]!r}, which rdf.yaml does not "
-            "name as their external_data.",
+            f"{path}: its ONNX weights read another file, {location!r}, which rdf.yaml does not name as external_data.",
             where=f"tensor {one.name[:100]!r}", mend="get the whole package from its makers",
         )  # fmt: skip
     own = {domain for domain, _ in found.functions}

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, read from its bytes: importing onnx costs a fifth of a second, and parses all of it.
+"""What an ONNX file says of itself, read from its bytes: importing onnx costs a fifth of a second.
 
 Source: https://protobuf.dev/programming-guides/encoding and the field numbers of onnx.proto.
 """

@@ -56,6 +56,15 @@ class PackageFiles:
             raise self._missing(DESCRIPTIONS[0])
         return found[0]
 
+    def other_descriptions(self) -> list[str]:
+        """Files that another reader may take for the description: it need not choose as we do."""
+        names = sorted(self._zip.entries) if self.is_zip else sorted(self._names())
+        return [n for n in names if _is_description(n) and n != self._root_of_zip + self.description]
+
+    @property
+    def _root_of_zip(self) -> str:
+        return self._root if self.is_zip else ""
+
     def rdf(self) -> dict[str, Any]:
         """The description as it stands. Raises PackageError where it is missing, too large, no YAML or no mapping."""
         raw = self.read(self.description, limit=MAX_DESCRIPTION)
@@ -151,5 +160,9 @@ class PackageFiles:
         )
 
 
+def _is_description(name: str) -> bool:
+    return name in DESCRIPTIONS or name.endswith(tuple(f".{d}" for d in DESCRIPTIONS))
+
+
 def _has_description(names: Iterable[str]) -> bool:
-    return any(n in DESCRIPTIONS or n.endswith(tuple(f".{d}" for d in DESCRIPTIONS)) for n in names if "/" not in n)
+    return any(_is_description(n) for n in names if "/" not in n)
