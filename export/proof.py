@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tokenize
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +89,12 @@ def _numbers(data: bytes) -> NDArray[Any]:
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"it is a .npy of version {version[0]}.{version[1]}; 1.0 and 2.0 hold numbers")
-    shape, fortran, dtype = read(stream)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # headers of Python 2
+            shape, fortran, dtype = read(stream)
+    except (SyntaxError, tokenize.TokenError, RecursionError) as error:
+        raise ValueError(f"its header cannot be read: {error}") from error
     if dtype.kind not in "biuf":
         raise ValueError(f"it holds {dtype}, no numbers; objects are pickles, which are not loaded")
     left = len(data) - stream.tell()
