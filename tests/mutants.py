@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import random
@@ -147,7 +148,10 @@ def _tree(rng: random.Random, files: Files) -> bytes:
             other = rdf
             for key in rng.choice(nodes(rdf)):
                 other = other[key]
-            place[path[-1]] = other
+            if rng.random() < 0.2:  # an alias, which may contain itself
+                place[path[-1]] = other
+                break
+            place[path[-1]] = copy.deepcopy(other)
         elif way == 3:
             place[path[-1]] = str(place[path[-1]]) if rng.random() < 0.5 else [place[path[-1]]]
         elif way == 4 and isinstance(place, dict):

@@ -29,11 +29,31 @@ class External:
 
 
 @dataclass
+class Constant:
+    """A tensor of the file. values: those of a float32 of at most 8."""
+
+    dims: list[int]
+    values: tuple[float, ...] = ()
+
+
+@dataclass
+class Step:
+    """A node. output: its last. pads: of convolutions and pools. inside: whether a graph lies in it."""
+
+    kind: str
+    inputs: list[str]
+    output: str
+    pads: list[int]
+    inside: bool = False
+
+
+@dataclass
 class Contents:
     """domains: of all operators, `""` for the standard one. functions: those that the file brings, (domain, name).
 
     external: tensors in other files. largest: bytes of the largest constant, as its dimensions say. nodes: their
-    number, functions unfolded. operators: (domain, kind) of each.
+    number, functions unfolded. operators: (domain, kind) of each. steps: the nodes of the graph itself; constants: its
+    tensors by name.
     """
 
     domains: set[str] = field(default_factory=set)
@@ -42,6 +62,8 @@ class Contents:
     largest: int = 0
     nodes: int = 0
     operators: set[tuple[str, str]] = field(default_factory=set)
+    steps: list[Step] = field(default_factory=list)
+    constants: dict[str, Constant] = field(default_factory=dict)
 
 
 def contents(data: bytes) -> Contents:
@@ -104,7 +126,9 @@ class _Reader:
             if number == NODE:
                 self.node(value, level, calls)
             elif number == INITIALIZER:
-                self.tensor(value)
+                made = self.tensor(value)
+                if level == 0:
+                    self.found.constants[self.text(value, 8)] = made
             elif number == SPARSE:
                 self.sparse(value)
 
@@ -114,18 +138,27 @@ class _Reader:
         self.found.domains.add(domain)
         self.found.operators.add((domain, kind))
         calls.append((domain, kind))
+        step = Step(kind, [self.data[a:b].decode() for a, b in self.messages(span, 1)], self.text(span, 2), [])
         for attribute in self.messages(span, 5):
+            if self.text(attribute, 1) == "pads":
+                step.pads = self.integers(attribute, 8)
             for number, _, value in self.fields(attribute):
                 if not isinstance(value, tuple):
                     continue
                 if number in (6, 11):
+                    step.inside = True
                     self.graph(value, level + 1, calls)
                 elif number in (5, 10):
-                    self.tensor(value)
+                    made = self.tensor(value)
+                    if level == 0 and kind == "Constant":
+                        self.found.constants[step.output] = made
                 elif number in (22, 23):
+                    step.inside = True
                     self.sparse(value)
+        if level == 0:
+            self.found.steps.append(step)
 
-    def tensor(self, span: Span) -> None:
+    def tensor(self, span: Span) -> Constant:
         place: dict[str, str] = {}
         outside = False
         kind = 1
@@ -136,9 +169,16 @@ class _Reader:
                 place[self.text(value, 1)] = self.text(value, 2)
             elif number == 14 and wire == 0:
                 outside = value == 1
-        self.size(self.integers(span, 1), kind)
+        dims = self.integers(span, 1)
+        self.size(dims, kind)
         if outside or place:
             self.found.external.append(External(self.text(span, 8), place))
+        return Constant(dims, self.few(span) if kind == 1 and prod(dims) <= 8 else ())
+
+    def few(self, span: Span) -> tuple[float, ...]:
+        """Values of float32, as raw bytes or as floats."""
+        packed = b"".join(self.data[a:b] for number in (9, 4) for a, b in self.messages(span, number))
+        return tuple(v for (v,) in struct.iter_unpack("<f", packed[: len(packed) // 4 * 4]))
 
     def sparse(self, span: Span) -> None:
         """Runtimes make a dense tensor of it."""

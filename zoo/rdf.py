@@ -6,6 +6,7 @@ or TypeError inside, and one PackageError outside.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -150,6 +151,8 @@ def _axis(raw: Any, where: str) -> TensorAxis:
     if kind not in (*LETTERS, "space"):
         raise ValueError(f"{where}.type is {kind!r}; batch, channel, time, index and space are known")
     name = _axis_id(_text(raw.get("id", "x" if kind == "space" else kind), f"{where}.id"))
+    if not name.isidentifier() or keyword.iskeyword(name) or len(name) > 16 or name != name.lower():
+        raise ValueError(f"{where}.id is {name!r}; up to 16 small letters, digits and _ are needed")
     followed = raw["size"].get("axis_id") if isinstance(raw.get("size"), dict) else None
     letter = LETTERS.get(kind) or SPACE.get(name) or SPACE.get(str(followed))
     if letter is None:

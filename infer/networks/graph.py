@@ -8,6 +8,8 @@ from typing import Any
 
 from ...zoo.errors import PackageError
 from ...zoo.onnx_data import MAX_TENSOR
+from ...zoo.onnx_growth import values_a_voxel
+from ...zoo.onnx_wire import contents
 
 IN_PLACE = {"Relu", "LeakyRelu", "Sigmoid", "BatchNormalization", "Clip", "Identity", "Elu", "PRelu", "HardSwish"}
 """Steps that onnxruntime fuses into the one before, or runs in the same memory."""
@@ -30,6 +32,8 @@ def refuse_absurd(weights: bytes, shapes: Sequence[Sequence[int]], path: str) ->
     onnxruntime makes what depends on constants alone when it loads, and fills the memory without a word. Sizes that the
     graph computes from pixels are known to nobody before it runs.
     """
+    if 4 * values_a_voxel(contents(weights)) * max(prod(s) for s in shapes) <= MAX_TENSOR:
+        return  # plain networks are spared the fifth of a second that importing onnx takes
     found = _inferred(weights, shapes)
     if found is None:
         return
