@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..zoo.errors import PackageError
+from ..zoo.onnx_data import refuse_strange
+from ..zoo.onnx_wire import contents
 from ..zoo.package import Package, Step, Tensor
 
 FIJI_OPSETS = range(6, 19)
@@ -14,7 +16,10 @@ FIJI_OPSETS = range(6, 19)
 
 
 def facts_of(package: Package) -> dict[str, Any]:
-    """Fact -> value: a word, a number, a truth, or a frozenset of words. Weights are read, nothing is run."""
+    """Fact -> value: a word, a number, a truth, or a frozenset of words. Weights are read, nothing is run.
+
+    Raises PackageError for ONNX weights that reach beyond themselves.
+    """
     rdf, tensors = package.rdf, (*package.inputs, *package.outputs)
     opset, ir = _onnx_versions(package)
     weights = frozenset((*(w.kind for w in package.weights), *package.other_weights))
@@ -120,9 +125,13 @@ def _onnx_versions(package: Package) -> tuple[int, int]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model_from_string(package.files.read(weights.source))
-    except (DecodeError, PackageError):
+        data = package.files.read(weights.source)
+        contents(data)
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError):  # a PackageError is one
         return 0, 0
+    if not _in_two_files(package):
+        refuse_strange(data, package.path)
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0), model.ir_version
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..zoo.errors import PackageError
+from ..zoo.errors import ImageError, PackageError
+from ..zoo.package_files import MAX_COVER, MAX_TEXT
 from .about import FILE, orcid_is_right
 from .facts import listed, mapped
 
@@ -21,6 +22,9 @@ MOST_COVER = 500_000
 """Bytes of a cover."""
 RATIOS = (1.0, 2.0)
 """Width by height of a cover."""
+PICTURES = ("PNG", "JPEG", "GIF")
+MOST_DETAIL = 300
+"""Characters of a line: what was found can be anything."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +110,31 @@ def _cover(package: Package) -> Item:
     mend = "export again, or a PNG below 500 KB, 1:1 or 2:1, in covers"
     if not covers:
         return _item("cover", False, "none", mend)
-    from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
-
     name = str(covers[0].get("source") if isinstance(covers[0], Mapping) else covers[0])
     try:
-        data = package.files.read(name)
-        with Pillow.open(io.BytesIO(data)) as picture:
-            (width, height), kind = picture.size, str(picture.format)
-    except (PackageError, UnidentifiedImageError, OSError) as error:
+        data = package.files.read(name, limit=MAX_COVER)
+        (width, height), kind = _picture(data)
+    except (PackageError, ImageError) as error:
         return _item("cover", False, f"{name}: {str(error).splitlines()[0]}", mend)
-    right = len(data) < MOST_COVER and kind in ("PNG", "JPEG", "GIF") and width / height in RATIOS
+    right = len(data) < MOST_COVER and width / max(height, 1) in RATIOS
     return _item("cover", right, f"{name}, {kind}, {width} x {height}, {len(data) / 1000:.0f} KB", mend)
+
+
+def _picture(data: bytes) -> tuple[tuple[int, int], str]:
+    """Width, height and kind, as the header says: no pixel is unpacked. Raises ImageError for what is no picture."""
+    import struct
+    import warnings
+
+    from PIL import Image as Pillow
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is large is said below
+            with Pillow.open(io.BytesIO(data), formats=PICTURES) as picture:
+                return picture.size, str(picture.format)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, OverflowError, MemoryError,
+            Pillow.DecompressionBombError) as error:  # fmt: skip
+        raise ImageError(f"it is no {', '.join(PICTURES)} of a size that can be shown ({error}).") from error
 
 
 def _documentation(package: Package) -> Item:
@@ -125,7 +142,7 @@ def _documentation(package: Package) -> Item:
     name = str(given.get("source") if isinstance(given, Mapping) else given or "")
     mend = "README.md with a heading '# Validation' and measured numbers below it"
     try:
-        text = package.files.read(name).decode("utf-8", "replace") if name else ""
+        text = package.files.read(name, limit=MAX_TEXT).decode("utf-8", "replace") if name else ""
     except PackageError as error:
         return _item("documentation", False, str(error).splitlines()[0], mend)
     part = re.split(r"^#+ *validation.*$", text, maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)
@@ -191,7 +208,7 @@ _POINTS: tuple[Callable[[Package], Item], ...] = (
 
 
 def _item(name: str, done: bool, detail: str, mend: str) -> Item:
-    return Item(name, done, detail, "" if done else mend)
+    return Item(name, done, " ".join(detail.split())[:MOST_DETAIL], "" if done else mend)
 
 
 def _mappings(given: Any) -> list[Mapping[str, Any]]:

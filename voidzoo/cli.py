@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as opt
-from .zoo.errors import RecipeError, VoidzooError
+from .zoo.errors import RecipeError, VoidzooError, visible
 
 app = typer.Typer(
     add_completion=False,
@@ -350,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         text, code = _in_words(error)
-        typer.echo(f"error: {text}", err=True)
+        typer.echo(f"error: {visible(text)}", err=True)
         return code
     return 0
 

@@ -88,12 +88,12 @@ def opens_text(found: list[Verdict]) -> str:
 
 
 def _upload(path: str, *, as_json: bool) -> None:
-    from .export.proof import check_consumer
+    from .export.proof import check_in_core
     from .export.upload import Item, ready
 
     package = open_package(path, watch=fetching(quiet=as_json))
     items = ready(package)
-    tested = check_consumer(Path(package.path))
+    tested = check_in_core(package)
     mend = "" if tested.passed else shlex.join(["bioimageio", "test", package.path])
     items.insert(0, Item("own test", tested.passed, f"{tested.name}: {tested.detail}", mend))
     if as_json:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
 from .infer.report import duration, plan_text, size_text
+from .zoo.errors import visible
 
 if TYPE_CHECKING:
     from .zoo.download import Fetching
@@ -49,14 +50,14 @@ class Logged:
 
 
 def say(text: str = "") -> None:
-    """A line on stdout."""
-    sys.stdout.write(text + "\n")
+    """A line on stdout; names and texts of strangers cannot steer the terminal."""
+    sys.stdout.write(visible(text) + "\n")
     sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """A line on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(visible(text) + "\n")
     sys.stderr.flush()
 
 

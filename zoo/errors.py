@@ -6,7 +6,16 @@ The kinds are builtins too, so that a caller who knows no voidzoo can catch `Val
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+"""What moves the cursor, colours, rings, turns the writing direction, or cannot be written as UTF-8 or XML."""
+
+
+def visible(text: str) -> str:
+    """A text of strangers as it may be printed: line breaks and tabs stay, other control characters become U+FFFD."""
+    return UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n")) if UNSEEN.search(text) else text
 
 
 class VoidzooError(Exception):
@@ -26,7 +35,7 @@ class VoidzooError(Exception):
             lines.append(f"  where: {self.where}")
         if self.mend:
             lines.append(f"  mend:  {self.mend}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 class AxesError(VoidzooError, ValueError):

@@ -76,8 +76,10 @@ def could_be_description(path: Path) -> bool:
         return False
     import yaml
 
+    from .rdf_text import read_yaml
+
     try:
-        found = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        found = read_yaml(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and "format_version" in found

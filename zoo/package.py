@@ -296,15 +296,18 @@ class Package:
         return weights
 
     def onnx(self) -> bytes:
-        """The ONNX weights, whole. Raises PackageError for none, and for others than the sha256 of the description."""
+        """The ONNX weights, whole. Raises PackageError for none, for others than the sha256 of the description, and for
+        those that read other files or need operators of strangers.
+        """
         weights = next((w for w in self.weights if w.kind == "onnx"), None)
         if weights is None:
             raise self._not_runnable()
         data = self.files.read(weights.source, weights.sha256)
-        if external := weights.options.get("external_data"):
-            from .onnx_data import embed
+        from .onnx_data import embed, refuse_strange
 
-            return embed(data, self.files.read(external["source"], external.get("sha256")), external["source"])
+        if external := weights.options.get("external_data"):
+            data = embed(data, self.files.read(external["source"], external.get("sha256")), external["source"])
+        refuse_strange(data, self.path)
         return data
 
     def _not_runnable(self) -> PackageError:

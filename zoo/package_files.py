@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from .errors import PackageError
+from .package_zip import AGAIN, PackageZip, leads_outside
+from .rdf_text import read_yaml
 
-MAX_DESCRIPTION = 4 * 2**20
+MAX_DESCRIPTION = 2**20
+MAX_TEXT = 4 * 2**20
+MAX_COVER = 64 * 2**20
+MAX_TENSOR = 2**30
 MAX_FILE = 8 * 2**30
+"""Bytes of rdf.yaml, of documentation and code, of a cover, of a test tensor, of weights."""
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
 """What the description is called, the first that exists; `ANY.model.yaml` and the like where there is only one."""
-Found = TypeVar("Found")
 
 
 class PackageFiles:
@@ -53,15 +56,25 @@ class PackageFiles:
             raise self._missing(DESCRIPTIONS[0])
         return found[0]
 
+    def other_descriptions(self) -> list[str]:
+        """Files that another reader may take for the description: it need not choose as we do."""
+        names = sorted(self._zip.entries) if self.is_zip else sorted(self._names())
+        return [n for n in names if _is_description(n) and n != self._root_of_zip + self.description]
+
+    @property
+    def _root_of_zip(self) -> str:
+        return self._root if self.is_zip else ""
+
     def rdf(self) -> dict[str, Any]:
         """The description as it stands. Raises PackageError where it is missing, too large, no YAML or no mapping."""
         raw = self.read(self.description, limit=MAX_DESCRIPTION)
         try:
-            rdf = yaml.load(raw, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+            rdf = read_yaml(raw)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, too
             raise PackageError(
-                f"{self.path}: {self.description} is not YAML.", where=" ".join(str(error).split())[:200]
-            ) from error
+                f"{self.path}: {self.description} is not YAML as descriptions are.",
+                where=" ".join(str(error).split())[:200], mend=AGAIN,
+            ) from error  # fmt: skip
         if not isinstance(rdf, dict):
             raise PackageError(f"{self.path}: {self.description} is not a description of a model.")
         return rdf
@@ -74,10 +87,8 @@ class PackageFiles:
         if name.startswith(("http://", "https://")):
             return self._read_downloaded(name, sha256, limit)
         inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
-            raise PackageError(
-                f"{self.path} refers to {name!r}, which does not lie in the package.", mend="get the package again"
-            )
+        if leads_outside(name) or "\\" in name or ":" in name:
+            raise PackageError(f"{self.path} refers to {name[:200]!r}, which does not lie in the package.", mend=AGAIN)
         data = self._read_zip(str(inside), limit) if self.is_zip else self._read_folder(str(inside), limit)
         if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise PackageError(
@@ -97,64 +108,55 @@ class PackageFiles:
         )
 
     @cached_property
+    def _zip(self) -> PackageZip:
+        return PackageZip(self.path)
+
+    @cached_property
     def _root(self) -> str:
         """The one folder inside of a zip that holds everything, or nothing."""
-        names = [n for n in self._entries() if not n.startswith("__MACOSX/")]
+        names = [n for n in self._zip.entries if not n.startswith("__MACOSX/")]
         tops = {n.partition("/")[0] for n in names}
         inside = len(tops) == 1 and all("/" in n for n in names)
         return f"{tops.pop()}/" if inside and _has_description(n.partition("/")[2] for n in names) else ""
 
     def _names(self) -> set[str]:
-        """The files at the top of the package."""
+        """The files at the top of the package. Raises PackageError for a folder that cannot be read."""
         if self.is_zip:
-            names = {n.removeprefix(self._root) for n in self._entries() if n.startswith(self._root)}
+            names = {n.removeprefix(self._root) for n in self._zip.entries if n.startswith(self._root)}
             return {n for n in names if n and "/" not in n}
-        return {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
-
-    def _entries(self) -> list[str]:
-        return self._in_zip(zipfile.ZipFile.namelist)
+        try:
+            return {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
+        except OSError as error:
+            raise PackageError(f"{self.path} cannot be read: {error.strerror or error}.") from error
 
     def _read_zip(self, name: str, limit: int) -> bytes:
-        def read(archive: zipfile.ZipFile) -> bytes:
-            info = archive.getinfo(self._root + name)
-            if info.file_size > limit:
-                raise PackageError(f"{self.path}: {name} has {info.file_size:,} bytes, more than {limit:,}.")
-            return archive.read(info)
-
         try:
-            return self._in_zip(read)
+            return self._zip.read(self._root + name, limit)
         except KeyError:
             raise self._missing(name) from None
 
-    def _in_zip(self, work: Callable[[zipfile.ZipFile], Found]) -> Found:
-        """Do something with the open archive. Raises PackageError for what is no whole zip, KeyError as it comes."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return work(archive)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            if Path(self.path).suffix.lower() != ".zip":
-                raise PackageError(
-                    f"{self.path} is no model: a package is a .zip or a folder with rdf.yaml.",
-                    mend="the model comes first: voidzoo predict MODEL.zip IMAGE -o OUT.ome.zarr",
-                ) from error
-            raise PackageError(
-                f"{self.path} is not a whole zip file: {error}.", mend="copy or download it again"
-            ) from error
-
     def _read_folder(self, name: str, limit: int) -> bytes:
-        root = self.folder.resolve()
-        file = (root / name).resolve()
-        if not file.is_relative_to(root):
-            raise PackageError(f"{self.path}: {name} is a link out of the package.", mend="get the package again")
-        if not file.is_file():
-            raise self._missing(name)
-        if file.stat().st_size > limit:
-            raise PackageError(f"{self.path}: {name} has {file.stat().st_size:,} bytes, more than {limit:,}.")
-        return file.read_bytes()
+        try:
+            root = self.folder.resolve()
+            file = (root / name).resolve()
+            if not file.is_relative_to(root):
+                raise PackageError(f"{self.path}: {name} is a link out of the package.", mend=AGAIN)
+            if not file.is_file():  # a pipe or a device would never end
+                raise self._missing(name)
+            if (size := file.stat().st_size) > limit:
+                raise PackageError(f"{self.path}: {name} has {size:,} bytes, more than {limit:,}.", mend=AGAIN)
+            with file.open("rb") as stream:
+                return stream.read(limit)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+            why = getattr(error, "strerror", "") or error
+            raise PackageError(f"{self.path}: {name} cannot be read: {why}.") from error
+        except MemoryError as error:
+            raise PackageError(f"{self.path}: {name} does not fit into memory.") from error
 
     def _missing(self, name: str) -> PackageError:
         return PackageError(
-            f"{self.path} has no {name}.", mend="a bioimage.io package is a zip or folder with rdf.yaml and weights"
+            f"{self.path} has no {name[:200]}.",
+            mend="a bioimage.io package is a zip or folder with rdf.yaml and weights",
         )
 
 
@@ -163,5 +165,9 @@ def name_in(url: str) -> str:
     return PurePosixPath(url.partition("?")[0].removesuffix("/content")).name
 
 
+def _is_description(name: str) -> bool:
+    return name in DESCRIPTIONS or name.endswith(tuple(f".{d}" for d in DESCRIPTIONS))
+
+
 def _has_description(names: Iterable[str]) -> bool:
-    return any(n in DESCRIPTIONS or n.endswith(tuple(f".{d}" for d in DESCRIPTIONS)) for n in names if "/" not in n)
+    return any(_is_description(n) for n in names if "/" not in n)

@@ -6,6 +6,7 @@ or TypeError inside, and one PackageError outside.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,13 @@ STEPS: dict[str, tuple[str, ...] | None] = {
     "custom": None,
 }
 """The processing steps of the format and the settings that each takes; None: any."""
+MAX_WHOLE = 2**31 - 1
+"""Of sizes, steps, halos, offsets."""
+MAX_TEXT = 1024
+"""Characters of names, ids and sources."""
+MAX_TENSORS, MAX_AXES, MAX_CHANNELS = 64, 8, 2**16
+MAX_RATIO = 64
+"""How many times finer or coarser an axis may be than the one that its size follows."""
 PREFIXES = {
     "yocto": 1e-24, "zepto": 1e-21, "atto": 1e-18, "femto": 1e-15, "pico": 1e-12, "nano": 1e-9, "micro": 1e-6,
     "milli": 1e-3, "centi": 1e-2, "deci": 1e-1, "": 1.0, "hecto": 1e2, "kilo": 1e3, "mega": 1e6, "giga": 1e9,
@@ -69,22 +77,26 @@ def read_package(path: str, rdf: Mapping[str, Any]) -> Package:
             raise
         raise PackageError(
             f"{path}: rdf.yaml does not describe a model as bioimage.io format {minor} does.",
-            where=f"{type(error).__name__}: {error}",
+            where=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             mend=f"bioimageio validate-format {path}",
         ) from error
     return package
 
 
 def _package(path: str, rdf: Mapping[str, Any], raw: Mapping[str, Any]) -> Package:
-    inputs = tuple(_tensor(t, f"inputs[{i}]", "input") for i, t in enumerate(_list(rdf["inputs"], "inputs")))
-    outputs = tuple(_tensor(t, f"outputs[{i}]", "output") for i, t in enumerate(_list(rdf["outputs"], "outputs")))
+    inputs = tuple(
+        _tensor(t, f"inputs[{i}]", "input") for i, t in enumerate(_list(rdf["inputs"], "inputs", MAX_TENSORS))
+    )
+    outputs = tuple(
+        _tensor(t, f"outputs[{i}]", "output") for i, t in enumerate(_list(rdf["outputs"], "outputs", MAX_TENSORS))
+    )
     weights = _mapping(rdf.get("weights") or {}, "weights")
     entries = {str(kind): _mapping(entry, f"weights.{kind}") for kind, entry in weights.items() if entry is not None}
     config = _mapping(rdf.get("config") or {}, "config")
     return Package(
         path=path,
         name=_text(rdf["name"], "name"),
-        version=str(rdf.get("version") or ""),
+        version=str(rdf.get("version") or "")[:MAX_TEXT],
         format=str(raw["format_version"]),
         inputs=inputs,
         outputs=outputs,
@@ -99,13 +111,16 @@ def _package(path: str, rdf: Mapping[str, Any], raw: Mapping[str, Any]) -> Packa
 def _weights(kind: str, entry: Mapping[str, Any]) -> Weights:
     sha256 = entry.get("sha256")
     options = {k: v for k, v in entry.items() if k not in ("source", "sha256")}
+    if options.get("external_data") is not None:
+        second = _mapping(options["external_data"], f"weights.{kind}.external_data")
+        _text(second["source"], f"weights.{kind}.external_data.source")
     return Weights(kind, _text(entry["source"], f"weights.{kind}.source"), sha256 and str(sha256), options)
 
 
 def _tensor(raw: Any, where: str, default: str) -> Tensor:
     """An input or output; `default` is its id where it has none, as the format says."""
     raw = _mapping(raw, where)
-    axes = [_axis(a, f"{where}.axes[{i}]") for i, a in enumerate(_list(raw["axes"], f"{where}.axes"))]
+    axes = [_axis(a, f"{where}.axes[{i}]") for i, a in enumerate(_list(raw["axes"], f"{where}.axes", MAX_AXES))]
     _unique([a.id for a in axes], f"{where}.axes")
     _unique([a.letter for a in axes if a.letter != "i"], f"{where}.axes")
     key = "preprocessing" if default == "input" else "postprocessing"
@@ -136,6 +151,8 @@ def _axis(raw: Any, where: str) -> TensorAxis:
     if kind not in (*LETTERS, "space"):
         raise ValueError(f"{where}.type is {kind!r}; batch, channel, time, index and space are known")
     name = _axis_id(_text(raw.get("id", "x" if kind == "space" else kind), f"{where}.id"))
+    if not name.isidentifier() or keyword.iskeyword(name) or len(name) > 16 or name != name.lower():
+        raise ValueError(f"{where}.id is {name!r}; up to 16 small letters, digits and _ are needed")
     followed = raw["size"].get("axis_id") if isinstance(raw.get("size"), dict) else None
     letter = LETTERS.get(kind) or SPACE.get(name) or SPACE.get(str(followed))
     if letter is None:
@@ -146,7 +163,8 @@ def _axis(raw: Any, where: str) -> TensorAxis:
             raise ValueError(f"{where}.size is {size!r}; a batch has the size 1 or any")
         return TensorAxis(letter, name, size=size)
     if kind == "channel":
-        names = tuple(_text(n, f"{where}.channel_names") for n in _list(raw["channel_names"], f"{where}.channel_names"))
+        place = f"{where}.channel_names"
+        names = tuple(_text(n, place) for n in _list(raw["channel_names"], place, MAX_CHANNELS))
         return TensorAxis(letter, name, size=len(names), names=names)
     scale = _number(raw.get("scale", 1.0), f"{where}.scale")
     if not 0 < scale < float("inf"):
@@ -227,11 +245,30 @@ def _check(package: Package) -> None:
         word = {"onnx": "ONNX", "torchscript": "TorchScript"}.get(package.weights[0].kind, "state dict")
         raise PackageError(f"{package.path}: rdf.yaml gives no sha256 for the {word} weights.",
                            mend="export the model again")  # fmt: skip
+    _check_ours(package)
     kinds = package.kinds
     if kinds and (len(kinds) != len(package.channels_out) or set(kinds) - set(KINDS)):
         raise PackageError(
             f"{package.path}: config.voidzoo.kinds is {kinds}; it takes one of {', '.join(KINDS)} a channel."
         )
+
+
+def _check_ours(package: Package) -> None:
+    """config.voidzoo holds what export writes: other packages can hold anything there. Raises ValueError, TypeError."""
+    where = "config.voidzoo"
+    ours = _mapping(package.config.get("voidzoo") or {}, where)
+    for kind in _typed(ours.get("kinds") or [], list, f"{where}.kinds"):
+        _text(kind, f"{where}.kinds")
+    if not 0 <= _number(ours.get("working_bytes_per_voxel") or 0, f"{where}.working_bytes_per_voxel") < 1e9:
+        raise ValueError(f"{where}.working_bytes_per_voxel is {ours['working_bytes_per_voxel']}; 0 to 1e9 can be")
+    training = _mapping(ours.get("training") or {}, f"{where}.training")
+    for letter, size in _mapping(training.get("pixel_size") or {}, f"{where}.training.pixel_size").items():
+        if size is not None and not 0 < _number(size, f"{where}.training.pixel_size.{letter}") < float("inf"):
+            raise ValueError(f"{where}.training.pixel_size.{letter} is {size}; um are needed")
+    for span in _typed(training.get("intensity_range") or [], list, f"{where}.training.intensity_range"):
+        low, high = (_number(v, f"{where}.training.intensity_range") for v in _typed(span, list, where))
+        if not -float("inf") < low <= high < float("inf"):
+            raise ValueError(f"{where}.training.intensity_range has {low} to {high}; the smaller comes first")
 
 
 def _check_axis(package: Package, tensor: Tensor, axis: TensorAxis) -> None:
@@ -252,6 +289,9 @@ def _check_axis(package: Package, tensor: Tensor, axis: TensorAxis) -> None:
     if other is axis or other.reference is not None or other.data_dependent or other.letter == "b":
         raise ValueError(f"the size of {where} refers to {axis.reference.tensor}.{axis.reference.axis}, "
                          "whose size is not given by itself")  # fmt: skip
+    if not 1 / MAX_RATIO <= other.scale / axis.scale <= MAX_RATIO:
+        raise ValueError(f"the scale of {where} is {axis.scale:g}, that of the axis that it follows {other.scale:g}; "
+                         f"up to {MAX_RATIO} times finer or coarser can be")  # fmt: skip
     if not output and axis.reference.tensor in {t.id for t in package.outputs}:
         raise ValueError(f"the size of {where} refers to an output")
     if axis.pixel_size and other.pixel_size:
@@ -286,9 +326,11 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return _typed(value, dict, where)
 
 
-def _list(value: Any, where: str) -> Iterator[Any]:
+def _list(value: Any, where: str, most: int) -> Iterator[Any]:
     if not _typed(value, list, where):
         raise ValueError(f"{where} is empty")
+    if len(value) > most:
+        raise ValueError(f"{where} has {len(value):,} parts; at most {most:,} can be")
     return value
 
 
@@ -297,15 +339,20 @@ def _sequence(value: Any, where: str) -> list[Any]:
 
 
 def _text(value: Any, where: str) -> str:
-    text: str = _typed(value, str, where)
+    text: str = _typed(value, str, where).strip()
     if not text:
         raise ValueError(f"{where} is empty")
+    if len(text) > MAX_TEXT or len(text.splitlines()) > 1:
+        raise ValueError(f"{where} has {len(text):,} characters in {len(text.splitlines())} lines; "
+                         f"one line of at most {MAX_TEXT:,} is needed")  # fmt: skip
     return text
 
 
 def _whole(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{where} is {value!r}; a whole number is needed")
+    if abs(value) > MAX_WHOLE:
+        raise ValueError(f"{where} is {value}; numbers of up to {MAX_WHOLE:,} can be")
     return value
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from ...zoo.errors import DependencyError, PackageError
 from ...zoo.package import Step
+from ...zoo.package_files import MAX_TEXT
 from ...zoo.statistics import Wanted
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _custom(package: Package, tensor: Tensor, step: Step) -> Any:
     from bioimageio.spec.model import v0_5
 
     source, name = step.kwargs["source"], step.kwargs["callable"]
-    code = package.files.read(source, step.kwargs.get("sha256"))
+    code = package.files.read(source, step.kwargs.get("sha256"), MAX_TEXT)
     module = ModuleType(f"voidzoo_custom_{hashlib.sha256(code).hexdigest()[:16]}")
     sys.modules[module.__name__] = module  # dataclasses, among others, look for the module of a class
     exec(compile(code, source, "exec"), module.__dict__)

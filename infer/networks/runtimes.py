@@ -14,7 +14,7 @@ from .device import cpu_count, openvino_installed
 from .graph import working_bytes
 from .precision import differs_by
 from .probe import Probe, probe, random_feeds
-from .session import make_session
+from .session import make_session, refuse_large
 from .upsampling import with_merged_upsampling
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def measure(session: Session, draft: Plan) -> Probe:
         raise PackageError(f"{draft.package.path} takes only batches of {session.batch_limit}; batches of any size, "
                            "or of 1, can be run.")  # fmt: skip
     shape = _probe_shape(draft)
+    refuse_large(draft.package, shape)
     if shape in session.probed:
         return session.probed[shape]
     if session.runtime == "openvino":

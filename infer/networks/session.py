@@ -6,13 +6,15 @@ import contextlib
 import queue
 import threading
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...zoo.errors import DeviceError
+from ...zoo.errors import DeviceError, PackageError
 from ..geometry import Geometry, geometry
 from .device import Device, cpu_count, find_device, openvino_installed
+from .graph import refuse_absurd
 from .onnx_network import OnnxNetwork, to_fp16
 from .openvino_network import OpenVinoNetwork
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from ...zoo.package import Package
     from ..plan import Plan
     from .probe import Probe
+
+MAX_INPUT = 2**28
+"""Values of the smallest tile of a network: 1 GB as float32."""
 
 
 class Session:
@@ -56,7 +61,10 @@ class Session:
         self.runtime = runtime or ("onnxruntime" if weights.kind == "onnx" else "torch")
         position = {t.id: i for i, t in enumerate(package.inputs)}
         self._keys = [position[p.id] if weights.kind == "onnx" else p.id for p in self.geometry.inputs]
+        smallest = smallest_shapes(package, self.geometry)
         data = package.onnx() if weights.kind == "onnx" else b""
+        if weights.kind == "onnx":
+            refuse_absurd(data, smallest, package.path)
         if precision == "fp16":
             data = to_fp16(package, data)
         for _ in range(workers):
@@ -123,6 +131,26 @@ class Session:
         each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         each += ", OpenVINO" if self.runtime == "openvino" else ""
         return f"cpu ({each})" if self.workers == 1 else f"cpu ({self.workers} x {each})"
+
+
+def smallest_shapes(package: Package, shape: Geometry) -> list[tuple[int, ...]]:
+    """The smallest shape of each input, in the package's axes. Raises PackageError above MAX_INPUT."""
+    main = (1, shape.inputs[0].channels, *(r.minimum for r in package.rules.values()))
+    refuse_large(package, main)
+    found = {}
+    for port, sizes in zip(shape.inputs, shape.feed_shapes(main), strict=True):
+        refuse_large(package, sizes)
+        found[port.id] = port.declared(np.broadcast_to(np.float32(0), sizes)).shape
+    return [found[t.id] for t in package.inputs if t.id in found]
+
+
+def refuse_large(package: Package, shape: Sequence[int]) -> None:
+    """Raise PackageError for a tile of more than MAX_INPUT values, before anything is made for it."""
+    if prod(shape) > MAX_INPUT:
+        raise PackageError(
+            f"{package.path}: the smallest image that it takes has {' x '.join(f'{n:,}' for n in shape)} values; "
+            f"{MAX_INPUT:,} are the most that can be run at once."
+        )
 
 
 def make_session(plan: Plan) -> Session:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...zoo.errors import DependencyError, DeviceError, PackageError, VoidzooError
+from ...zoo.package_files import MAX_TEXT
+from .script_archive import checked_script, refuse_script
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 class TorchNetwork:
     """A network in torch, in evaluation mode. Safe to use from any number of threads.
 
-    threads: that one run may use on the CPU. trust_code: run the package's Python code, which a state dict needs.
+    threads: that one run may use on the CPU. trust_code: run the package's Python code, which a state dict needs, and
+    TorchScript that reaches files.
     Raises DependencyError without torch or a library that the network is made of, DeviceError for a device that torch
     cannot use, PackageError for weights that it cannot load.
     """
@@ -42,6 +45,7 @@ class TorchNetwork:
         with _told(f"torch cannot load {package.path}."), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls TorchScript deprecated; the packages are as they are
             if weights.kind == "torchscript":
+                data = data if trust_code else checked_script(data, package.path)
                 network = self._torch.jit.load(io.BytesIO(data), map_location=self._device)
             else:
                 network = self._with_state(weights, data, trust_code=trust_code)
@@ -57,6 +61,7 @@ class TorchNetwork:
         if not isinstance(made, self._torch.nn.Module):
             raise PackageError(f"{self._package.path}: its code makes a {type(made).__name__}, no torch network.")
         network = made.to(self._device)
+        refuse_script(data, self._package.path)
         state = self._torch.load(io.BytesIO(data), map_location=self._device, weights_only=True)
         network.load_state_dict(state, strict=bool(weights.options.get("strict", True)))
         return network
@@ -148,7 +153,7 @@ def _architecture(package: Package, weights: Weights) -> Any:
 
 def _executed(package: Package, source: str, sha256: str | None) -> types.ModuleType:
     """The package's Python file as a module. Only for who trusts it; its sha256 is checked before anything runs."""
-    code = package.files.read(source, sha256)
+    code = package.files.read(source, sha256, MAX_TEXT)
     module = types.ModuleType(f"voidzoo_architecture_{hashlib.sha256(code).hexdigest()[:16]}")
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
