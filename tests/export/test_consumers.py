@@ -293,7 +293,7 @@ def test_the_report_of_a_check_tells_all_also_of_a_failed_one(
     line = ["check", str(tmp_path / "m.zip"), "--report", str(tmp_path / "deep" / "page.html")]
     assert command(line) == 0
     text = (tmp_path / "deep" / "page.html").read_text()
-    assert not re.search(r"https?://(?!doi)|<script|src=\"(?!data:)", text)
+    assert not re.search(r"href=|<script|src=\"(?!data:)", text)
     checks = vz.check(tmp_path / "m.zip")
     named = (*(c.name for c in checks), *CONSUMERS.values(), *(i.name for i in ready(open_package(tmp_path / "m.zip"))))
     assert all(escape(word) in text for word in named)
