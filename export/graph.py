@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..trainers.networks.unet import RawToDenoised
+from ..zoo.errors import PackageError
 from .onnx_file import OPSET, read_back
 
 if TYPE_CHECKING:
@@ -61,3 +62,28 @@ def evaluate(network: RawToDenoised, x: np.ndarray[Any, np.dtype[np.float32]]) -
     """The torch network on an array. float32 (b, c, [z], y, x) -> the same."""
     with torch.inference_mode():
         return network(torch.from_numpy(x)).numpy()
+
+
+def script_to_onnx(data: bytes, example: np.ndarray[Any, Any], where: str) -> bytes:
+    """TorchScript as ONNX, of any size as far as it is. example: in the axes of the network.
+
+    Raises PackageError where torch cannot load or write it.
+    """
+    buffer = io.BytesIO()
+    names = {i: f"d{i}" for i in range(example.ndim)}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        try:
+            network = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
+            x = torch.from_numpy(np.array(example, np.float32))
+            torch.onnx.export(
+                network, (x,), buffer, input_names=["input"], output_names=["output"], opset_version=OPSET,
+                dynamic_axes={"input": names, "output": names}, dynamo=False,
+            )  # fmt: skip
+        except Exception as error:  # of torch, in many kinds
+            raise PackageError(
+                f"{where}: its TorchScript cannot be written as ONNX.",
+                where=str(error).strip().splitlines()[0][:300],
+                mend="ask its makers for ONNX weights, or pack its network: voidzoo pack ARCH.py:CLASS --weights W.pt",
+            ) from error
+    return buffer.getvalue()

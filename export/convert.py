@@ -1,0 +1,391 @@
+"""A package of others in the portable profile, proved to give what the other one gives."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..infer.geometry import geometry
+from ..infer.networks.graph import working_bytes
+from ..infer.networks.processing import with_casts
+from ..zoo.errors import PackageError, SizeError
+from ..zoo.package import Package, Step, Tensor, Weights, open_package
+from ..zoo.version import __version__
+from .along import at_legal_size
+from .bake import TYPES, WIDE, baked, is_fixed
+from .by_core import by_core
+from .describe import channel_ids
+from .foreign import nickname_of, picture_of, readme_of, source_of, words_of_package
+from .measure import Measured, Said, legal_shape, measured, runner
+from .onnx_file import load, modernised, opset_of
+from .portable import End, Parts, StateDict, check_place, write_proved
+from .proof import Check, compare, prove
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LETTERS = "bctzyx"
+"""The axes of the profile, in its order."""
+IDS = {"b": "batch", "c": "channel", "t": "time"}
+FLOAT = Step("ensure_dtype", {"dtype": "float32"})
+
+
+def convert(
+    package: Package | str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    trust_code: bool = False,
+    watch: Callable[[Check], None] | None = None,
+) -> Package:
+    """Rewrite a package of format 0.3 to 0.5 into the portable profile (a .zip), and prove that it gives the same.
+
+    What was changed and lost is in `config.voidzoo.source.changes` of the result. trust_code: let the proof run Python
+    code of the package, where its state dict is kept. watch gets each `Check`. Raises PackageError for what the profile
+    cannot hold, with what would help; OutputError when OUT exists or cannot be written; DependencyError without torch
+    for a package of TorchScript alone; ProofFailed (the differing tensors are kept) when the two differ.
+    """
+    package = package if isinstance(package, Package) else open_package(package)
+    out = Path(out)
+    check_place(out, overwrite)
+    refuse(package)
+    made = _Made.of(package)
+    return write_proved(
+        made.parts, out,
+        lambda draft, keep: prove(draft, None, keep, watch or (lambda _check: None), trust_code=trust_code,
+                                  more=[lambda: made.same(draft, keep)]),
+    )  # fmt: skip
+
+
+def refuse(package: Package) -> None:
+    """Raise PackageError for a package that cannot be brought into the portable profile."""
+    inputs, outputs = package.inputs, package.outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise _refusal(package, f"it has {len(inputs)} inputs and {len(outputs)} outputs; the profile has one of each")
+    if not package.weights:
+        package.chosen_weights()  # says what it offers
+    if package.weights[0].kind == "pytorch_state_dict":
+        raise _refusal(
+            package, "it has a state dict alone, whose network only its own Python code can make",
+            "voidzoo pack ARCHITECTURE.py:CLASS --weights WEIGHTS.pt --input IMAGE --axes bcyx -o NEW.zip",
+        )  # fmt: skip
+    for tensor in (inputs[0], outputs[0]):
+        if strange := [a.id for a in tensor.axes if a.letter not in LETTERS]:
+            raise _refusal(package, f"{tensor.id} has the axis {strange[0]}, which the profile does not know")
+    geometry(package)  # says which outputs do not lie on the image
+    for tensor in (inputs[0], outputs[0]):
+        for step in tensor.steps:
+            possible = is_fixed(step) or (tensor is inputs[0] and step.name in _MEASURED)
+            if not possible or step.kwargs.get("reference_tensor"):
+                raise _refusal(package, f"{tensor.id} asks for {step.name}, which needs more than the network's input")
+            if step.name == "ensure_dtype" and step.kwargs.get("dtype") not in TYPES:
+                raise _refusal(package, f"{tensor.id} is cast to {step.kwargs.get('dtype')}")
+
+
+_MEASURED = ("zero_mean_unit_variance", "scale_range", "clip")
+
+
+def _refusal(package: Package, why: str, mend: str = "") -> PackageError:
+    return PackageError(
+        f"{package.path} cannot be made portable: {why}.",
+        where="one graph cannot hold it, and not every program that opens packages does it" if not mend else "",
+        mend=mend or f"voidzoo predict {package.path} IMAGE -o OUT.ome.zarr   runs it as it is",
+    )
+
+
+@dataclass
+class _Made:
+    """A package on its way: the new graph, what is known of its axes, and all that was changed."""
+
+    package: Package
+    weights: Weights
+    space: str
+    declared: tuple[Step, ...]
+    onnx: bytes
+    opset: int
+    found: Measured
+    freed: bool
+    touched: bool
+    changes: list[str]
+    tensors: list[NDArray[np.float32]] = field(default_factory=list)
+    expected: list[NDArray[np.float32]] = field(default_factory=list)
+    oracle: str = "bioimageio.core"
+
+    @classmethod
+    def of(cls, package: Package) -> _Made:
+        """Bake, lower and measure. Raises PackageError."""
+        weights, data = _onnx_of(package)
+        model, changes = modernised(load(data, f"{package.path}: {weights.source}"))
+        inner, outer = package.inputs[0], package.outputs[0]
+        declared, before = _split(inner)
+        after = _lettered(with_casts(outer, first=False), outer)
+        space = "".join(a for a in LETTERS[2:] if a in inner.letters)
+        real = [s for s in (*before, *after) if s != FLOAT]
+        moved = {inner.letters, outer.letters} != {"bc" + space}
+        for step in real:
+            word = f"the cast to {step.kwargs['dtype']}" if step.name == "ensure_dtype" else step.name
+            changes.append(f"{word} is part of the network now")
+        if moved:
+            changes.append(f"axes {inner.letters} -> {outer.letters} became bc{space}: the network is turned inside")
+        if TYPES[outer.dtype] in (*WIDE, TYPES["float64"]):
+            changes.append(f"results are float32 instead of {outer.dtype}")
+        changes += [_warned(s) for s in declared if not s.is_float32_cast]
+        steps = (before, after)
+
+        def bake(sizes: Mapping[str, int] | None) -> bytes:
+            channels = (len(inner.channels), len(outer.channels))
+            return baked(model, (inner.letters, outer.letters), space, channels, steps, sizes).SerializeToString()
+
+        onnx, found, freed = _measured(package, space, bake, changes)
+        _say_halos(package, found, changes)
+        return cls(package, weights, space, declared, onnx, opset_of(model), found, freed, bool(real) or moved, changes)
+
+    def parts(self) -> Parts:
+        """Everything that the new package is made of."""
+        package, inner, outer = self.package, self.package.inputs[0], self.package.outputs[0]
+        self.tensors = self.trials()
+        self.expected = self.old(self.tensors)
+        test = self.tensors[0]
+        words, lost = words_of_package(package)
+        torchscript, state = self.torch_forms()
+        source = source_of(package, self.weights.kind, [*self.changes, *lost])
+        exact = {"working_bytes_per_voxel": self.working(test.shape)} if self.found.exact else {}
+        kinds = {"kinds": list(package.kinds)} if package.kinds else {}
+        words["tags"] = [*words["tags"], "voidzoo"]
+        return Parts(
+            words=words,
+            readme=readme_of(package, words, source),
+            ours={"version": __version__, **kinds, **exact, "source": source},
+            input=End(
+                _text(package, "inputs", "raw intensities"), channel_ids(inner.channels),
+                {a: one.input() for a, one in self.found.along.items()}, test, [_raw(s) for s in self.declared],
+                self.found.one,
+            ),
+            output=End(
+                _text(package, "outputs", "results"), channel_ids(outer.channels),
+                {a: one.output(a) for a, one in self.found.along.items()}, self.expected[0], (), self.found.one,
+            ),
+            onnx=self.onnx, opset=self.opset, torchscript=torchscript, state=state, torch=_torch_version(package),
+            nickname=nickname_of(package), picture=picture_of(package),
+        )  # fmt: skip
+
+    def working(self, shape: Sequence[int]) -> float:
+        return round(working_bytes(self.onnx, [shape], prod(shape[2:])), 1)
+
+    def test_input(self) -> NDArray[np.float32]:
+        """The test input of the source, raw, of a legal size, float32 (b, c, *space)."""
+        tensor = self.package.inputs[0]
+        data = self.package.files.read(self.package.test_input)
+        try:
+            given = np.load(io.BytesIO(data), allow_pickle=False)
+            values = canonical(given, tensor.letters, self.space)
+        except (ValueError, EOFError, TypeError) as error:
+            raise PackageError(
+                f"{self.package.path}: the test tensor {self.package.test_input} is not one of axes {tensor.letters}.",
+                where=str(error)[:200],
+            ) from error
+        return np.concatenate([at_legal_size(v, self.found.rules) for v in values[: 1 if self.found.one else None]])
+
+    def old(self, tensors: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """What the source makes of raw tensors (b, c, *space), by bioimageio.core, or by the engine where it cannot."""
+        inner, outer = self.package.inputs[0], self.package.outputs[0]
+        try:
+            if self.package.format.startswith("0.3"):
+                raise PackageError("bioimageio.core does not read format 0.3")
+            given = [declared(x, inner.letters, self.space).astype(_numpy(inner.dtype)) for x in tensors]
+            found = by_core(self.package.path, given, self.weights.kind)
+            return [canonical(y, outer.letters, self.space).astype(np.float32) for y in found]
+        except PackageError:
+            self.oracle = "voidzoo"
+            return [np.concatenate([_by_engine(self.package, item, self.space) for item in x]) for x in tensors]
+
+    def same(self, draft: Package, keep: Path) -> Check:
+        """Source and draft agree on the test tensor and on random images of several sizes."""
+        if draft.main.steps:
+            found = [np.asarray(y, np.float32) for y in by_core(draft.path, self.tensors, "onnx")]
+        else:
+            run = runner(self.onnx)
+            found = [run(x) for x in self.tensors]
+        pairs = zip(self.expected, found, strict=True)
+        worst = max((compare("source = new", *p, keep) for p in pairs), key=lambda c: (not c.passed, c.difference))
+        return replace(worst, detail=f"{worst.detail}, {len(self.tensors)} images, source by {self.oracle}")
+
+    def trials(self) -> list[NDArray[np.float32]]:
+        """The test tensor and fresh images with its grey values: at two sizes, and two at once, where that is free."""
+        rng, test = np.random.default_rng(), self.test_input()
+        sizes = [list(test.shape[2:])] if self.freed else [legal_shape(self.found.rules, n) for n in (0, 1)]
+        batches = [1] * len(sizes) + ([] if self.found.one or self.freed else [2])
+        shapes = [(b, test.shape[1], *s) for b, s in zip(batches, [*sizes, sizes[0]], strict=False)]
+        return [test, *(rng.choice(test.ravel(), shape).astype(np.float32) for shape in shapes)]
+
+    def torch_forms(self) -> tuple[bytes | None, StateDict | None]:
+        """TorchScript and state dict of the source, where they are the same network still."""
+        forms = {w.kind: w for w in self.package.weights if w.kind != "onnx"}
+        if forms and (self.touched or self.freed):
+            names = " and ".join({"torchscript": "TorchScript", "pytorch_state_dict": "state dict"}[k] for k in forms)
+            why = "it is another network now" if self.touched else "its sizes were fixed"
+            self.changes.append(f"{names} of the source left out: {why}; ilastik's window and QuPath open those first")
+            return None, None
+        files, state = self.package.files, None
+        script = forms.get("torchscript")
+        if entry := forms.get("pytorch_state_dict"):
+            made = dict(entry.options.get("architecture") or {})
+            source = str(made.pop("source", "") or "")
+            code = files.read(source, made.pop("sha256", None)) if source else None
+            kept = {k: v for k, v in made.items() if k in ("callable", "kwargs", "import_from") and v is not None}
+            state = StateDict(files.read(entry.source, entry.sha256), kept, Path(source).name, code)
+        return (files.read(script.source, script.sha256) if script else None), state
+
+
+def _onnx_of(package: Package) -> tuple[Weights, bytes]:
+    """The weights that are converted, as ONNX."""
+    weights = package.chosen_weights()
+    if weights.kind == "onnx":
+        return weights, package.onnx()
+    from .graph import script_to_onnx
+
+    return weights, script_to_onnx(
+        package.files.read(weights.source, weights.sha256), _test_array(package), package.path
+    )
+
+
+def _test_array(package: Package) -> NDArray[Any]:
+    return np.asarray(np.load(io.BytesIO(package.files.read(package.test_input)), allow_pickle=False), np.float32)
+
+
+def _split(tensor: Tensor) -> tuple[tuple[Step, ...], list[Step]]:
+    """The steps before a network: those that stay declared, up to the last that measures the image; and the others."""
+    steps = with_casts(tensor, first=True)
+    last = max((i for i, s in enumerate(steps) if not is_fixed(s)), default=-1)
+    return _named(steps[: last + 1], tensor), _lettered(steps[last + 1 :], tensor)
+
+
+def _lettered(steps: Sequence[Step], tensor: Tensor) -> list[Step]:
+    """Steps whose `axis` is a letter."""
+    letters = {a.id: a.letter for a in tensor.axes}
+    return [
+        Step(s.name, {k: letters[str(v)] if k == "axis" else v for k, v in s.kwargs.items() if v is not None})
+        for s in steps
+    ]
+
+
+def _named(steps: Sequence[Step], tensor: Tensor) -> tuple[Step, ...]:
+    """Steps whose axes have the ids of the profile."""
+    ids = {a.id: IDS.get(a.letter, a.letter) for a in tensor.axes}
+    found = []
+    for step in steps:
+        kwargs = dict(step.kwargs)
+        if "axes" in kwargs:
+            kwargs["axes"] = [ids[a] for a in kwargs["axes"]]
+        if "axis" in kwargs:
+            kwargs["axis"] = ids[kwargs["axis"]]
+        found.append(Step(step.name, kwargs))
+    return tuple(found)
+
+
+def _raw(step: Step) -> dict[str, Any]:
+    return {"id": step.name, **({"kwargs": dict(step.kwargs)} if step.kwargs else {})}
+
+
+def _warned(step: Step) -> str:
+    if is_fixed(step):
+        return f"{step.name} stays declared: it comes before a step that measures the image"
+    return f"{step.name} measures the image and stays declared: ilastik and QuPath measure each tile by itself"
+
+
+def _measured(
+    package: Package, space: str, bake: Callable[[Mapping[str, int] | None], bytes], changes: list[str]
+) -> tuple[bytes, Measured, bool]:
+    """The baked graph and its axes: free where the graph is, else fixed as described."""
+    inner = package.inputs[0]
+    fixed = {a: r.minimum for a, r in package.rules.items() if r.fixed}
+    channels = len(inner.channels)
+    said = {a: _said(package, a, free=True) for a in space}
+    free = bake(None)
+    try:
+        found = measured(free, channels, space, said)
+        on_the_way = all((n - found.rules[a].minimum) % found.rules[a].step == 0 for a, n in fixed.items())
+        enough = all(n >= found.rules[a].minimum for a, n in fixed.items())
+        if not fixed or (found.exact and on_the_way and enough):
+            if fixed:
+                sizes = ", ".join(f"{a} {r.minimum} + n * {r.step}" for a, r in found.rules.items() if a in fixed)
+                changes.append(f"sizes are free now: {sizes}; the graph takes them")
+            return free, found, bool(fixed)
+    except SizeError as error:
+        if not fixed:
+            raise PackageError(
+                f"{package.path}: the network does not take the sizes that its description says.", where=error.what
+            ) from error
+    shape = {a: fixed.get(a) or package.rules[a].minimum for a in space}
+    one = {"b": 1} if (b := inner.axis("b")) is None or b.size == 1 else {}
+    kept = bake({**{a: shape[a] for a in fixed}, **one})
+    found = measured(kept, channels, space, {a: _said(package, a, free=False) for a in space})
+    changes.append(f"sizes stay fixed: {', '.join(f'{a} {n}' for a, n in fixed.items())}")
+    return kept, found, False
+
+
+def _said(package: Package, letter: str, *, free: bool) -> Said:
+    rule, axis = package.rules[letter], package.inputs[0].axis(letter)
+    um = axis.pixel_size if axis else None
+    unit = "second" if letter == "t" else "micrometer"
+    if rule.fixed:
+        return Said(fixed=None if free else rule.minimum, declared=rule.halo, um=um, unit=unit)
+    return Said(rule.minimum, rule.step, declared=rule.halo, um=um, unit=unit)
+
+
+def _say_halos(package: Package, found: Measured, changes: list[str]) -> None:
+    for a, rule in found.rules.items():
+        was = package.rules[a]
+        if rule.halo != was.halo:
+            changes.append(f"halo along {a}: {was.halo} became {rule.halo}" + ("" if not found.exact else
+                           ", as far as the network sees"))  # fmt: skip
+        if not was.fixed and (rule.minimum, rule.step) != (was.minimum, was.step):
+            changes.append(f"sizes along {a}: {was.minimum} + n * {was.step} became {rule.minimum} + n * {rule.step}")
+    changes += [f"tiles are not exact: {why}" for why in found.why]
+
+
+def declared(x: NDArray[Any], letters: str, space: str) -> NDArray[Any]:
+    """(b, c, *space) -> the axes that a package has, in its order."""
+    have = "bc" + space
+    x = x.squeeze(tuple(i for i, a in enumerate(have) if a not in letters))
+    have = "".join(a for a in have if a in letters)
+    return np.ascontiguousarray(x.transpose([have.index(a) for a in letters]))
+
+
+def canonical(y: NDArray[Any], letters: str, space: str) -> NDArray[Any]:
+    """The axes that a package has -> (b, c, *space). Raises ValueError for another number of axes."""
+    want = "".join(a for a in "bc" + space if a in letters)
+    y = y.transpose([letters.index(a) for a in want])
+    return np.expand_dims(y, tuple(i for i, a in enumerate("bc" + space) if a not in letters))
+
+
+def _by_engine(package: Package, item: NDArray[np.float32], space: str) -> NDArray[np.float32]:
+    """What voidzoo's own engine makes of one raw item (c, *space) -> (1, c, *space): for what core cannot run."""
+    from ..infer.planning import make_plan
+    from ..infer.run import run_in_memory
+    from ..zoo.open import open_image
+
+    many = len(item) > 1
+    given = (item if many else item[0]).astype(_numpy(package.inputs[0].dtype))
+    plan = make_plan(package, open_image(given, axes=("c" if many else "") + space), dtype="float32", device="cpu")
+    (found,) = run_in_memory(plan).values()
+    return np.asarray(found, np.float32).reshape(1, -1, *found.shape[-len(space) :])
+
+
+def _numpy(dtype: str) -> np.dtype[Any]:
+    return np.dtype("?" if dtype == "bool" else dtype)
+
+
+def _text(package: Package, key: str, otherwise: str) -> str:
+    return str(package.rdf[key][0].get("description") or otherwise)[:128]
+
+
+def _torch_version(package: Package) -> str:
+    found = [str(w.options.get("pytorch_version") or "") for w in package.weights if w.kind != "onnx"]
+    return next((v.partition("+")[0] for v in found if v), "1.10")
