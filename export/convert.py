@@ -22,6 +22,7 @@ from .bake import TYPES, WIDE, baked, is_fixed
 from .by_core import by_core
 from .describe import channel_ids
 from .foreign import nickname_of, picture_of, readme_of, source_of, words_of_package
+from .layout import LETTERS, canonical, declared
 from .measure import Measured, Said, legal_shape, measured, runner
 from .onnx_file import load, modernised, opset_of
 from .portable import End, Parts, StateDict, check_place, write_proved
@@ -30,8 +31,6 @@ from .proof import Check, compare, prove
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LETTERS = "bctzyx"
-"""The axes of the profile, in its order."""
 IDS = {"b": "batch", "c": "channel", "t": "time"}
 FLOAT = Step("ensure_dtype", {"dtype": "float32"})
 
@@ -335,7 +334,7 @@ def _said(package: Package, letter: str, *, free: bool) -> Said:
     um = axis.pixel_size if axis else None
     unit = "second" if letter == "t" else "micrometer"
     if rule.fixed:
-        return Said(fixed=None if free else rule.minimum, declared=rule.halo, um=um, unit=unit)
+        return Said(fixed=None if free else rule.minimum, most=rule.minimum, declared=rule.halo, um=um, unit=unit)
     return Said(rule.minimum, rule.step, declared=rule.halo, um=um, unit=unit)
 
 
@@ -348,21 +347,6 @@ def _say_halos(package: Package, found: Measured, changes: list[str]) -> None:
         if not was.fixed and (rule.minimum, rule.step) != (was.minimum, was.step):
             changes.append(f"sizes along {a}: {was.minimum} + n * {was.step} became {rule.minimum} + n * {rule.step}")
     changes += [f"tiles are not exact: {why}" for why in found.why]
-
-
-def declared(x: NDArray[Any], letters: str, space: str) -> NDArray[Any]:
-    """(b, c, *space) -> the axes that a package has, in its order."""
-    have = "bc" + space
-    x = x.squeeze(tuple(i for i, a in enumerate(have) if a not in letters))
-    have = "".join(a for a in have if a in letters)
-    return np.ascontiguousarray(x.transpose([have.index(a) for a in letters]))
-
-
-def canonical(y: NDArray[Any], letters: str, space: str) -> NDArray[Any]:
-    """The axes that a package has -> (b, c, *space). Raises ValueError for another number of axes."""
-    want = "".join(a for a in "bc" + space if a in letters)
-    y = y.transpose([letters.index(a) for a in want])
-    return np.expand_dims(y, tuple(i for i, a in enumerate("bc" + space) if a not in letters))
 
 
 def _by_engine(package: Package, item: NDArray[np.float32], space: str) -> NDArray[np.float32]:

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..trainers.networks.unet import RawToDenoised
 from ..zoo.errors import PackageError
 from .onnx_file import OPSET, read_back
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..trainers.networks.unet import RawToDenoised
     from ..zoo.normalise import Normalisation
 
 
 def denoiser_of(network: Any, normalisation: Normalisation, target: Normalisation | None = None) -> RawToDenoised:
     """The network between normalisation and its inverse, in eval mode. target: that of the result, if it is another."""
+    from ..trainers.networks.unet import RawToDenoised
+
     with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced at once
         raw = RawToDenoised(**network.config())
     raw.network = network
@@ -30,7 +34,7 @@ def denoiser_of(network: Any, normalisation: Normalisation, target: Normalisatio
     return raw.eval()
 
 
-def to_onnx(network: RawToDenoised, channels: int, space: str, sizes: dict[str, int]) -> bytes:
+def to_onnx(network: torch.nn.Module, channels: int, space: str, sizes: dict[str, int]) -> bytes:
     """Export with dynamic batch and space. sizes: a legal size along each letter of `space`, to trace with.
 
     Raises ProofFailed when the file that was written is not of the opset, version or kind that was asked for.
@@ -58,10 +62,10 @@ def to_onnx(network: RawToDenoised, channels: int, space: str, sizes: dict[str, 
     return data
 
 
-def evaluate(network: RawToDenoised, x: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def evaluate(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The torch network on an array. float32 (b, c, [z], y, x) -> the same."""
     with torch.inference_mode():
-        return network(torch.from_numpy(x)).numpy()
+        return np.asarray(network(torch.from_numpy(x)).numpy())
 
 
 def script_to_onnx(data: bytes, example: np.ndarray[Any, Any], where: str) -> bytes:

@@ -53,12 +53,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Said:
-    """What is already known of an axis; None is to be measured. fixed: the one size that it has."""
+    """What is already known of an axis; None is to be measured. fixed: the one size that it has.
+
+    most: a size that is to stay legal. declared: the halo that a description has, 0 for none.
+    """
 
     minimum: int | None = None
     step: int | None = None
     halo: int | None = None
     fixed: int | None = None
+    most: int | None = None
     declared: int = 0
     um: float | None = None
     unit: str = "micrometer"
@@ -199,7 +203,8 @@ class _Trial:
         if said.step is not None and said.minimum is not None:
             least = max(said.minimum, 2 * halo + 1)
         else:
-            least = max(said.minimum or 1, rule_of(halo, step).minimum)
+            usual = rule_of(halo, step).minimum
+            least = max(said.minimum or 1, 2 * halo + 1, min(usual, said.most or usual))
         least = phase + round_up(max(0, least - phase), step)
         for minimum in range(least, least + 5 * step, step):
             if self.runs({letter: minimum}) and self.runs({letter: minimum + step}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +13,7 @@ from ..infer.networks.graph import working_bytes
 from ..trainers.record import Run, load_run
 from ..zoo.package import AxisRule, Package
 from . import denoiser
-from .about import About, find_about
+from .about import About, about_of
 from .along import Along, at_legal_size, rule_of
 from .describe import channel_ids
 from .graph import denoiser_of, evaluate, to_onnx
@@ -52,20 +52,13 @@ def export_run(
     out = Path(out)
     check_place(out, overwrite)
     given = {"name": name, "description": description, "authors": tuple(authors) or None, "license": license}
-    said = _said(about, {key: value for key, value in given.items() if value is not None})
+    said = about_of(about, {key: value for key, value in given.items() if value is not None})
     network = denoiser_of(run.network(which), run.normalisation, run.target_normalisation)
     return write_proved(
         lambda: _parts(run, said, network),
         out,
         lambda draft, keep: prove(draft, lambda x: evaluate(network, x), keep, watch or (lambda _check: None)),
     )
-
-
-def _said(about: str | Path | About | None, given: dict[str, Any]) -> About:
-    if isinstance(about, About):
-        return About(**(about.model_dump(exclude_defaults=True) | given))
-    path = find_about(Path.cwd()) if about is None else Path(about)
-    return About(**given) if path is None else About.read(path, given)
 
 
 def _parts(run: Run, about: About, network: RawToDenoised) -> Parts:

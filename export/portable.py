@@ -79,6 +79,11 @@ class Parts:
     nickname: str = ""
     picture: tuple[str, bytes] | None = field(default=None, repr=False)
 
+    @property
+    def denoises(self) -> bool:
+        """Whether results are images of the input's kind: so it is with all that is trained here."""
+        return "method" in self.ours or set(self.ours.get("kinds") or ()) == {"intensity"}
+
 
 def write(parts: Parts, path: Path) -> None:
     """The package as a zip, there whole or not at all. Raises OutputError."""
@@ -127,7 +132,7 @@ def _files(parts: Parts) -> dict[str, bytes]:
     """Name -> content of everything but rdf.yaml."""
     before, after = parts.input.test, parts.output.test
     name, picture = parts.picture or ("cover.png", b"")
-    files = {"README.md": parts.readme.encode(), name: picture or cover(before[0], after[0])}
+    files = {"README.md": parts.readme.encode(), name: picture or cover(before[0], after[0], one_grey=parts.denoises)}
     for which, end in (("input", parts.input), ("output", parts.output)):
         files[f"sample_{which}.tif"] = _tiff(end.test[0], "c" + "".join(end.space))
         files[f"test_{which}.npy"] = npy(end.test)

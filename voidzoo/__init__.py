@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from .api import plan, predict, study_noise, train
+    from .api import convert, pack, plan, predict, study_noise, train
     from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
     from .infer.plan import Plan
     from .infer.run import Result
@@ -42,10 +42,12 @@ _WHERE = {
     "StageStarted": "infer.events",
     "VoidzooError": "zoo.errors",
     "__version__": "zoo.version",
+    "convert": "api",
     "load_run": "trainers.record",
     "study_noise": "api",
     "open_image": "zoo.open",
     "open_package": "zoo.package",
+    "pack": "api",
     "plan": "api",
     "predict": "api",
     "train": "api",
