@@ -44,9 +44,9 @@ class Along:
         """What rdf.yaml says of it at the output: that it follows the input, and the halo, in pixels of the output."""
         follows = {"tensor_id": "input", "axis_id": "time" if letter == "t" else letter}
         offset = {"offset": self.offset} if self.offset else {}
-        return {
-            "size": {**follows, **offset}, "halo": ceil(self.rule.halo * self.ratio), **self._scale(self.ratio)
-        }  # fmt: skip
+        halo = ceil(self.rule.halo * self.ratio)
+        told = {"halo": halo} if halo else {}  # the format knows no halo of 0
+        return {"size": {**follows, **offset}, **told, **self._scale(self.ratio)}
 
     def _scale(self, ratio: Fraction) -> dict[str, Any]:
         if self.um is None and ratio == 1 and self.ratio == 1:

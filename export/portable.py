@@ -158,5 +158,6 @@ def _tiff(pixels: NDArray[np.float32], letters: str) -> bytes:
     buffer = io.BytesIO()
     axes = "".join(a for a, n in zip(letters, pixels.shape, strict=True) if n > 1 or a in "yx").upper()
     shape = [n for a, n in zip(letters, pixels.shape, strict=True) if n > 1 or a in "yx"]
-    tifffile.imwrite(buffer, pixels.reshape(shape), metadata={"axes": axes}, compression="zlib")
+    grey: dict[str, Any] = {"photometric": "minisblack", "compression": "zlib"}  # three channels are no colours
+    tifffile.imwrite(buffer, pixels.reshape(shape), metadata={"axes": axes}, **grey)
     return buffer.getvalue()

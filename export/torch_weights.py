@@ -82,7 +82,9 @@ def script_of(
     rng = np.random.default_rng(0)
     try:
         data = to_torchscript(network, channels, "".join(rules), {a: r.minimum + r.step for a, r in rules.items()})
-        script = torch.jit.load(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript will go is known
+            script = torch.jit.load(io.BytesIO(data))
         for steps in (0, 2):
             size = [r.minimum + (0 if r.fixed else steps * r.step) for r in rules.values()]
             x = rng.gamma(2.0, 100.0, (1, channels, *size)).astype(np.float32)
