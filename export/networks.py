@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 HARMLESS = {"torch", "numpy", *sys.stdlib_module_names}
 """What an architecture file may import, so that it runs wherever state dicts do."""
 
+NARROW = 8
+"""Pixels; an axis that is fixed to less, where channels are free, is no axis of space."""
+
 
 @dataclass
 class Network:
@@ -102,6 +105,13 @@ def from_onnx(path: Path, wanted: Callable[[int | None], Wanted]) -> Network:
                 mend=f"{option} bczyx"[: len(option) + 1 + many],
             )
     told = dims[asked.axes.index("c")] if "c" in asked.axes and dims else None
+    narrow = [a for a, n in zip(asked.axes, dims, strict=False) if a in asked.space and 0 < n < NARROW]
+    if narrow and "c" in asked.axes and not told:
+        raise AxesError(
+            f"by --axes {asked.axes} the network would read any number of channels, and {narrow[0]} of one size alone.",
+            where=f"the graph's own sizes: {', '.join(str(n or 'any') for n in dims)}",
+            mend="--axes with c where the number of channels stands",
+        )
     asked = wanted(told or None)
     modern, notes = modernised(load(data, str(path)))
     whole = runner(data)

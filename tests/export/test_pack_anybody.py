@@ -55,8 +55,8 @@ REACH = {"z": 2, "y": 12, "x": 12}
 
 @pytest.fixture(autouse=True)
 def no_consumer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out bioimageio.core's own test, which takes seconds, in all that is not slow."""
-    if "slow" not in request.keywords:
+    """Leave out bioimageio.core's own test, which takes seconds, but in the one test that is about it."""
+    if "bioimageio" not in request.node.name:
         monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
 
 
@@ -96,6 +96,7 @@ def whole(network: torch.nn.Module, x: np.ndarray) -> np.ndarray:
     return y.transpose(3, 0, 1, 2)[(slice(None), *(slice(0, n) for n in x.shape[1:]))]
 
 
+@pytest.mark.slow
 def test_an_odd_network_is_packed_proved_and_run_out_of_core(tmp_path: Path) -> None:
     """Opset 12, axes b z y x c, step (1, 4, 4): packed from the file alone; predict in 3 x 3 x 3 blocks is the whole run."""
     network = odd(tmp_path)
@@ -129,6 +130,7 @@ def test_an_odd_network_is_packed_proved_and_run_out_of_core(tmp_path: Path) -> 
     assert np.abs(found - expected).max() <= 1e-5 * expected.std()
 
 
+@pytest.mark.slow
 def test_a_python_file_gives_three_forms(tmp_path: Path) -> None:
     """ARCH.py:CLASS with b c z y x: ONNX, TorchScript and the state dict with that very file, all proved equal."""
     odd(tmp_path, last=False)
@@ -153,6 +155,7 @@ def test_a_python_file_gives_three_forms(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept_is_told(tmp_path: Path) -> None:
     """A file that imports another library, or a layout that its class does not have: no state dict, and the reason."""
     odd(tmp_path)
@@ -173,7 +176,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[VoidzooError], str]] = {
     "no axes": ({"axes": None}, AxesError, "which axes the network has is not said"),
     "too few axes": ({"axes": "bcyx"}, AxesError, "are 4 axes; the network has 5"),
     "strange axes": ({"axes": "bzyxq"}, AxesError, "is no layout"),
-    "another order": ({"axes": "bczyx"}, (SizeError, AxesError, PackageError), r"none of the sizes|channels"),  # type: ignore[dict-item]
+    "another order": ({"axes": "bczyx"}, AxesError, "any number of channels, and x of one size alone"),
     "an output elsewhere": ({"output_axes": "bcyx"}, AxesError, "results must lie on the image"),
     "kinds": ({"kinds": ["probabilty"]}, RecipeError, "did you mean probability"),
     "too many kinds": ({"kinds": ["logit", "logit"]}, RecipeError, "--kinds names 2 channels; 3 come out"),
@@ -207,7 +210,7 @@ def test_refusals_before_and_after_the_work_leave_nothing(case: str, model: Path
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("def Odd(", "is no Python file"),
+        ("def Odd(", "SyntaxError"),
         ("raise RuntimeError('not today')", "RuntimeError: not today"),
         ("class Other: pass", "has no 'Odd'"),
         ("class Odd:\n    def __init__(self, **k): pass", "makes a Odd, no torch network"),
@@ -265,6 +268,7 @@ def test_fixed_sizes_and_other_sizes_of_the_output(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 1e-5 * expected.std()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_was_measured(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
