@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..infer.geometry import geometry
 from ..infer.networks.graph import working_bytes
 from ..infer.networks.processing import with_casts
 from ..zoo.errors import PackageError, SizeError
-from ..zoo.package import Package, Step, Tensor, Weights, open_package
+from ..zoo.package import Package, Step, Weights, open_package
 from ..zoo.version import __version__
 from .along import at_legal_size
 from .bake import TYPES, WIDE, baked, is_fixed
 from .by_core import by_core
 from .describe import channel_ids
 from .foreign import nickname_of, picture_of, readme_of, source_of, words_of_package
-from .layout import LETTERS, canonical, declared
+from .layout import LETTERS
 from .measure import Measured, Said, legal_shape, measured, runner
 from .onnx_file import load, modernised, opset_of
 from .portable import End, Parts, StateDict, check_place, write_proved
 from .proof import Check, compare, prove
+from .source import by_source, lettered, onnx_of, raw, refuse, split, test_input
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IDS = {"b": "batch", "c": "channel", "t": "time"}
 FLOAT = Step("ensure_dtype", {"dtype": "float32"})
 
 
@@ -62,42 +60,6 @@ def convert(
     )  # fmt: skip
 
 
-def refuse(package: Package) -> None:
-    """Raise PackageError for a package that cannot be brought into the portable profile."""
-    inputs, outputs = package.inputs, package.outputs
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise _refusal(package, f"it has {len(inputs)} inputs and {len(outputs)} outputs; the profile has one of each")
-    if not package.weights:
-        package.chosen_weights()  # says what it offers
-    if package.weights[0].kind == "pytorch_state_dict":
-        raise _refusal(
-            package, "it has a state dict alone, whose network only its own Python code can make",
-            "voidzoo pack ARCHITECTURE.py:CLASS --weights WEIGHTS.pt --input IMAGE --axes bcyx -o NEW.zip",
-        )  # fmt: skip
-    for tensor in (inputs[0], outputs[0]):
-        if strange := [a.id for a in tensor.axes if a.letter not in LETTERS]:
-            raise _refusal(package, f"{tensor.id} has the axis {strange[0]}, which the profile does not know")
-    geometry(package)  # says which outputs do not lie on the image
-    for tensor in (inputs[0], outputs[0]):
-        for step in tensor.steps:
-            possible = is_fixed(step) or (tensor is inputs[0] and step.name in _MEASURED)
-            if not possible or step.kwargs.get("reference_tensor"):
-                raise _refusal(package, f"{tensor.id} asks for {step.name}, which needs more than the network's input")
-            if step.name == "ensure_dtype" and step.kwargs.get("dtype") not in TYPES:
-                raise _refusal(package, f"{tensor.id} is cast to {step.kwargs.get('dtype')}")
-
-
-_MEASURED = ("zero_mean_unit_variance", "scale_range", "clip")
-
-
-def _refusal(package: Package, why: str, mend: str = "") -> PackageError:
-    return PackageError(
-        f"{package.path} cannot be made portable: {why}.",
-        where="one graph cannot hold it, and not every program that opens packages does it" if not mend else "",
-        mend=mend or f"voidzoo predict {package.path} IMAGE -o OUT.ome.zarr   runs it as it is",
-    )
-
-
 @dataclass
 class _Made:
     """A package on its way: the new graph, what is known of its axes, and all that was changed."""
@@ -119,11 +81,11 @@ class _Made:
     @classmethod
     def of(cls, package: Package) -> _Made:
         """Bake, lower and measure. Raises PackageError."""
-        weights, data = _onnx_of(package)
+        weights, data = onnx_of(package)
         model, changes = modernised(load(data, f"{package.path}: {weights.source}"))
         inner, outer = package.inputs[0], package.outputs[0]
-        declared, before = _split(inner)
-        after = _lettered(with_casts(outer, first=False), outer)
+        declared, before = split(inner)
+        after = lettered(with_casts(outer, first=False), outer)
         space = "".join(a for a in LETTERS[2:] if a in inner.letters)
         real = [s for s in (*before, *after) if s != FLOAT]
         moved = {inner.letters, outer.letters} != {"bc" + space}
@@ -149,7 +111,7 @@ class _Made:
         """Everything that the new package is made of."""
         package, inner, outer = self.package, self.package.inputs[0], self.package.outputs[0]
         self.tensors = self.trials()
-        self.expected = self.old(self.tensors)
+        self.expected, self.oracle = by_source(package, self.weights.kind, self.tensors, self.space)
         test = self.tensors[0]
         words, lost = words_of_package(package)
         torchscript, state = self.torch_forms()
@@ -163,7 +125,7 @@ class _Made:
             ours={"version": __version__, **kinds, **exact, "source": source},
             input=End(
                 _text(package, "inputs", "raw intensities"), channel_ids(inner.channels),
-                {a: one.input() for a, one in self.found.along.items()}, test, [_raw(s) for s in self.declared],
+                {a: one.input() for a, one in self.found.along.items()}, test, [raw(s) for s in self.declared],
                 self.found.one,
             ),
             output=End(
@@ -179,30 +141,8 @@ class _Made:
 
     def test_input(self) -> NDArray[np.float32]:
         """The test input of the source, raw, of a legal size, float32 (b, c, *space)."""
-        tensor = self.package.inputs[0]
-        data = self.package.files.read(self.package.test_input)
-        try:
-            given = np.load(io.BytesIO(data), allow_pickle=False)
-            values = canonical(given, tensor.letters, self.space)
-        except (ValueError, EOFError, TypeError) as error:
-            raise PackageError(
-                f"{self.package.path}: the test tensor {self.package.test_input} is not one of axes {tensor.letters}.",
-                where=str(error)[:200],
-            ) from error
+        values = test_input(self.package, self.space)
         return np.concatenate([at_legal_size(v, self.found.rules) for v in values[: 1 if self.found.one else None]])
-
-    def old(self, tensors: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """What the source makes of raw tensors (b, c, *space), by bioimageio.core, or by the engine where it cannot."""
-        inner, outer = self.package.inputs[0], self.package.outputs[0]
-        try:
-            if self.package.format.startswith("0.3"):
-                raise PackageError("bioimageio.core does not read format 0.3")
-            given = [declared(x, inner.letters, self.space).astype(_numpy(inner.dtype)) for x in tensors]
-            found = by_core(self.package.path, given, self.weights.kind)
-            return [canonical(y, outer.letters, self.space).astype(np.float32) for y in found]
-        except PackageError:
-            self.oracle = "voidzoo"
-            return [np.concatenate([_by_engine(self.package, item, self.space) for item in x]) for x in tensors]
 
     def same(self, draft: Package, keep: Path) -> Check:
         """Source and draft agree on the test tensor and on random images of several sizes."""
@@ -240,56 +180,6 @@ class _Made:
             kept = {k: v for k, v in made.items() if k in ("callable", "kwargs", "import_from") and v is not None}
             state = StateDict(files.read(entry.source, entry.sha256), kept, Path(source).name, code)
         return (files.read(script.source, script.sha256) if script else None), state
-
-
-def _onnx_of(package: Package) -> tuple[Weights, bytes]:
-    """The weights that are converted, as ONNX."""
-    weights = package.chosen_weights()
-    if weights.kind == "onnx":
-        return weights, package.onnx()
-    from .graph import script_to_onnx
-
-    return weights, script_to_onnx(
-        package.files.read(weights.source, weights.sha256), _test_array(package), package.path
-    )
-
-
-def _test_array(package: Package) -> NDArray[Any]:
-    return np.asarray(np.load(io.BytesIO(package.files.read(package.test_input)), allow_pickle=False), np.float32)
-
-
-def _split(tensor: Tensor) -> tuple[tuple[Step, ...], list[Step]]:
-    """The steps before a network: those that stay declared, up to the last that measures the image; and the others."""
-    steps = with_casts(tensor, first=True)
-    last = max((i for i, s in enumerate(steps) if not is_fixed(s)), default=-1)
-    return _named(steps[: last + 1], tensor), _lettered(steps[last + 1 :], tensor)
-
-
-def _lettered(steps: Sequence[Step], tensor: Tensor) -> list[Step]:
-    """Steps whose `axis` is a letter."""
-    letters = {a.id: a.letter for a in tensor.axes}
-    return [
-        Step(s.name, {k: letters[str(v)] if k == "axis" else v for k, v in s.kwargs.items() if v is not None})
-        for s in steps
-    ]
-
-
-def _named(steps: Sequence[Step], tensor: Tensor) -> tuple[Step, ...]:
-    """Steps whose axes have the ids of the profile."""
-    ids = {a.id: IDS.get(a.letter, a.letter) for a in tensor.axes}
-    found = []
-    for step in steps:
-        kwargs = dict(step.kwargs)
-        if "axes" in kwargs:
-            kwargs["axes"] = [ids[a] for a in kwargs["axes"]]
-        if "axis" in kwargs:
-            kwargs["axis"] = ids[kwargs["axis"]]
-        found.append(Step(step.name, kwargs))
-    return tuple(found)
-
-
-def _raw(step: Step) -> dict[str, Any]:
-    return {"id": step.name, **({"kwargs": dict(step.kwargs)} if step.kwargs else {})}
 
 
 def _warned(step: Step) -> str:
@@ -347,23 +237,6 @@ def _say_halos(package: Package, found: Measured, changes: list[str]) -> None:
         if not was.fixed and (rule.minimum, rule.step) != (was.minimum, was.step):
             changes.append(f"sizes along {a}: {was.minimum} + n * {was.step} became {rule.minimum} + n * {rule.step}")
     changes += [f"tiles are not exact: {why}" for why in found.why]
-
-
-def _by_engine(package: Package, item: NDArray[np.float32], space: str) -> NDArray[np.float32]:
-    """What voidzoo's own engine makes of one raw item (c, *space) -> (1, c, *space): for what core cannot run."""
-    from ..infer.planning import make_plan
-    from ..infer.run import run_in_memory
-    from ..zoo.open import open_image
-
-    many = len(item) > 1
-    given = (item if many else item[0]).astype(_numpy(package.inputs[0].dtype))
-    plan = make_plan(package, open_image(given, axes=("c" if many else "") + space), dtype="float32", device="cpu")
-    (found,) = run_in_memory(plan).values()
-    return np.asarray(found, np.float32).reshape(1, -1, *found.shape[-len(space) :])
-
-
-def _numpy(dtype: str) -> np.dtype[Any]:
-    return np.dtype("?" if dtype == "bool" else dtype)
 
 
 def _text(package: Package, key: str, otherwise: str) -> str:
