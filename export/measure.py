@@ -13,7 +13,7 @@ import numpy as np
 
 from ..infer.grid import round_up
 from ..infer.networks.onnx_network import first_line
-from ..infer.sight.halo import check_halos
+from ..infer.sight.halo import HaloCheck, check_halos
 from ..infer.sight.receptive import receptive_field
 from ..zoo.errors import SizeError
 from ..zoo.package import AxisRule
@@ -129,7 +129,7 @@ def measured(onnx: bytes, channels: int, space: str, said: Mapping[str, Said]) -
         ratio, offset = trial.scale(a, 0 if known.fixed else step)
         lead = int(Fraction(-offset, 2) / ratio)
         seen = check_halos({a: known.declared}, {a: reach}, {a: reach.grid if reach else 1})[a]
-        halo = known.halo if known.halo is not None else _halo(a, seen.used, lead, known)
+        halo = known.halo if known.halo is not None else _halo(a, seen, lead)
         if seen.reach is None:
             why.append(f"along {a} " + (f"{reach.why} sees everything" if reach else "pixels are mixed like channels"))
         rule = _fixed(known.fixed, halo) if known.fixed else trial.rule(a, known, step, halo)
@@ -137,10 +137,10 @@ def measured(onnx: bytes, channels: int, space: str, said: Mapping[str, Said]) -
     return Measured(found, not why, tuple(why), one=not trial.runs({}, batch=2))
 
 
-def _halo(letter: str, used: int, lead: int, said: Said) -> int:
-    """What a cut spoils beside the lead; of a network that sees everything no more than its axis can spare."""
-    unknown = letter in FLAT and used > FLAT[letter] and not said.declared
-    return max(0, min(used, FLAT[letter]) if unknown else used - lead)
+def _halo(letter: str, seen: HaloCheck, lead: int) -> int:
+    """What a cut spoils beside the lead; of a network that sees everything no more than a short axis can spare."""
+    most = FLAT.get(letter, seen.used) if seen.reach is None and not seen.package else seen.used
+    return max(0, min(seen.used, most) - lead)
 
 
 def _fixed(size: int, halo: int) -> AxisRule:

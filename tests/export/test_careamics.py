@@ -35,7 +35,7 @@ from careamics import CAREamist
 import voidzoo as vz
 folder, dims = Path(sys.argv[1]), int(sys.argv[3])
 checkpoint = folder / "m.ckpt"
-prepare(checkpoint, dims=dims, filters=4)
+prepare(checkpoint, dims=dims, filters=8)
 shape = (128, 160) if dims == 2 else (24, 72, 80)
 image = np.random.default_rng().normal(1000, 300, shape).astype(np.float32)
 checks = []
