@@ -139,26 +139,33 @@ class _Chain:
             self.add("Unsqueeze", self.constant(new, "-"))
 
     def steps(self, steps: Sequence[Step]) -> None:
-        """Processing, as bioimageio.core 0.11 does it (proc_ops.py)."""
+        """Processing, as bioimageio.core 0.11 does it (proc_ops.py). Raises PackageError for settings that lack."""
         for step in steps:
-            given, axis = step.kwargs, step.kwargs.get("axis")
-            if step.name == "ensure_dtype":
-                self.cast(TYPES[str(given["dtype"])])
-                continue
-            self.real()
-            if step.name == "scale_linear":
-                self.add("Mul", self.constant(given.get("gain", 1.0), axis))
-                self.add("Add", self.constant(given.get("offset", 0.0), axis))
-            elif step.name == "fixed_zero_mean_unit_variance":
-                self.add("Sub", self.constant(given["mean"], axis))
-                self.add("Div", self.constant(np.asarray(given["std"], np.float64) + EPS, axis))
-            elif step.name == "clip":
-                ends = [self.constant(given[k]) if k in given else "" for k in ("min", "max")]
-                self.add("Clip", *ends)
-            elif step.name == "binarize":
-                self.add("Greater", self.constant(given["threshold"], axis))
-                self.kind = TensorProto.BOOL
-            elif step.name == "sigmoid":
-                self.add("Sigmoid")
-            else:
-                self.add("Softmax", axis=self.axes.index(axis or "c"))
+            try:
+                self.step(step)
+            except (KeyError, TypeError, ValueError) as error:
+                raise PackageError(
+                    f"the step {step.name} cannot be done as described.", where=f"{type(error).__name__}: {error}"[:200]
+                ) from error
+
+    def step(self, step: Step) -> None:
+        given, axis = step.kwargs, step.kwargs.get("axis")
+        if step.name == "ensure_dtype":
+            self.cast(TYPES[str(given["dtype"])])
+            return
+        self.real()
+        if step.name == "scale_linear":
+            self.add("Mul", self.constant(given.get("gain", 1.0), axis))
+            self.add("Add", self.constant(given.get("offset", 0.0), axis))
+        elif step.name == "fixed_zero_mean_unit_variance":
+            self.add("Sub", self.constant(given["mean"], axis))
+            self.add("Div", self.constant(np.asarray(given["std"], np.float64) + EPS, axis))
+        elif step.name == "clip":
+            self.add("Clip", *[self.constant(given[k]) if k in given else "" for k in ("min", "max")])
+        elif step.name == "binarize":
+            self.add("Greater", self.constant(given["threshold"], axis))
+            self.kind = TensorProto.BOOL
+        elif step.name == "sigmoid":
+            self.add("Sigmoid")
+        else:
+            self.add("Softmax", axis=self.axes.index(axis or "c"))

@@ -117,12 +117,12 @@ class _Made:
         torchscript, state = self.torch_forms()
         source = source_of(package, self.weights.kind, [*self.changes, *lost])
         exact = {"working_bytes_per_voxel": self.working(test.shape)} if self.found.exact else {}
-        kinds = {"kinds": list(package.kinds)} if package.kinds else {}
+        known = {k: v for k, v in package.ours.items() if k != "working_bytes_per_voxel"}
         words["tags"] = [*words["tags"], "voidzoo"]
         return Parts(
             words=words,
             readme=readme_of(package, words, source),
-            ours={"version": __version__, **kinds, **exact, "source": source},
+            ours={**known, "version": __version__, **exact, "source": source},
             input=End(
                 _text(package, "inputs", "raw intensities"), channel_ids(inner.channels),
                 {a: one.input() for a, one in self.found.along.items()}, test, [raw(s) for s in self.declared],

@@ -50,6 +50,8 @@ def words_of_package(package: Package) -> tuple[dict[str, Any], list[str]]:
         if words[key] and not _taken(key, str(words[key])):
             lost.append(f"{key} {words[key]!r} is not what the format takes")
             words[key] = suggest_name(str(words[key])) if key == "name" else None
+    lost += [f"config.{key} is left out" for key in package.config if key not in ("bioimageio", "voidzoo")]
+    lost += ["the attachments are left out"] if rdf.get("attachments") else []
     return words, lost
 
 

@@ -15,7 +15,7 @@ from ..infer.grid import round_up
 from ..infer.networks.onnx_network import first_line
 from ..infer.sight.halo import HaloCheck, check_halos
 from ..infer.sight.receptive import receptive_field
-from ..zoo.errors import SizeError
+from ..zoo.errors import PackageError, SizeError
 from ..zoo.package import AxisRule
 from .along import Along, rule_of
 
@@ -69,13 +69,19 @@ class Said:
 
 
 def runner(onnx: bytes) -> Runner:
-    """A plain onnxruntime session on the CPU: float32 (b, c, *space) -> the same. Raises what onnxruntime raises."""
+    """A plain onnxruntime session on the CPU: float32 (b, c, *space) -> the same.
+
+    Raises PackageError for a graph that it does not load; a run raises what onnxruntime raises.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False
-    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own kinds, without a common base
+        raise PackageError("onnxruntime cannot load the network.", where=first_line(error)) from error
     name = session.get_inputs()[0].name
     return lambda x: np.asarray(session.run(None, {name: x})[0])
 

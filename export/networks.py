@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -158,6 +159,12 @@ def from_torch(file: Path, name: str, weights: Path | None, kwargs: Mapping[str,
         raise DependencyError("pack of a Python file needs torch, which is not installed.", mend="pip install torch")
     from .torch_weights import loaded, state_dict
 
+    try:
+        json.dumps(dict(kwargs))
+    except TypeError as error:
+        raise RecipeError(
+            f"kwargs of {name} cannot be written down: {error}.", mend="numbers, text and lists"
+        ) from None
     module = loaded(file, name, weights, kwargs)
     made = from_module(module, wanted, f"{file.name}:{name}")
     if others := imports(file) - HARMLESS:

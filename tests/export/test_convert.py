@@ -167,7 +167,8 @@ def test_words_are_kept_as_far_as_the_format_takes_them(tmp_path: Path) -> None:
         model, id="brave-fox", version="1.2.0", name="a model/with slash", license="not a licence",
         covers=[{"source": "c.png", "sha256": file(model.path / "c.png")["sha256"]}], documentation={"source": "README.md"},
         authors=[{"name": "Ada Ito", "orcid": "0000-0002-1825-0098"}], tags=["cells", "2d"],
-        cite=[{"text": "a", "doi": "https://doi.org/10.1000/182"}, {"text": "b"}],
+        cite=[{"text": "a", "doi": "https://doi.org/10.1000/182"}, {"text": "b"}], config={"deepimagej": {"a": 1},
+        "voidzoo": {"kinds": ["intensity"], "recipe": {"seed": 3}}},
     )  # fmt: skip
     package = convert(model.path, tmp_path / "new.zip")
     rdf, source = package.rdf, package.ours["source"]
@@ -180,7 +181,13 @@ def test_words_are_kept_as_far_as_the_format_takes_them(tmp_path: Path) -> None:
     assert rdf["cite"] == [{"text": "a", "doi": "10.1000/182"}]
     assert rdf["tags"] == ["cells", "2d", "voidzoo"]
     told = "\n".join(source["changes"])
-    for word in ("name 'a model/with slash' is not", "license 'not a licence' is not", "a citation without doi"):
+    assert (package.kinds, package.ours["recipe"]) == (("intensity",), {"seed": 3})
+    for word in (
+        "config.deepimagej is left out",
+        "name 'a model/with slash' is not",
+        "license 'not a licence' is not",
+        "a citation without doi",
+    ):
         assert word in told
     readme = package.files.read("README.md").decode()
     assert "brave-fox" in readme
@@ -296,6 +303,25 @@ def test_broken_packages_are_refused(spoil: Callable[[Path], Any], text: str, tm
     with pytest.raises(PackageError, match=text):
         convert(model.path, tmp_path / "new.zip")
     assert not list(tmp_path.glob("new*"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ([step("fixed_zero_mean_unit_variance", std=2.0)], "fixed_zero_mean_unit_variance cannot be done(.|\n)*mean"),
+        ([step("scale_linear", gain="much")], "scale_linear cannot be done"),
+        ([step("scale_linear", axis="channel", gain=[1.0, 2.0, 3.0])], "does not take the sizes"),
+        ([step("ensure_dtype")], "is cast to None"),
+    ],
+)
+def test_steps_that_lack_settings_are_refused(steps: list[Any], text: str, tmp_path: Path) -> None:
+    """What a description leaves out or says wrongly is one sentence, not an error of numpy."""
+    model = MODELS["before_clip"](tmp_path)
+    rdf = yaml.safe_load((model.path / "rdf.yaml").read_text())
+    rdf["inputs"][0]["preprocessing"] = steps
+    (model.path / "rdf.yaml").write_text(yaml.safe_dump(rdf))
+    with pytest.raises(PackageError, match=text):
+        convert(model.path, tmp_path / "new.zip")
 
 
 @pytest.mark.slow

@@ -231,10 +231,14 @@ def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
     """A missing file, a text file, several inputs, an existing OUT."""
     image = np.ones((2, 8, 64, 64), np.uint16)
     (tmp_path / "text.onnx").write_text("no graph")
+    ends = [onnx.helper.make_tensor_value_info(n, 1, [None] * 5) for n in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Unheard", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    (tmp_path / "new.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     (tmp_path / "m.zip").write_text("precious")
     for model, out, kind, text in (
         ("none.onnx", "n.zip", RecipeError, "cannot be read"),
         ("text.onnx", "n.zip", PackageError, "no ONNX file"),
+        ("new.onnx", "n.zip", PackageError, "onnxruntime cannot load"),
         ("model.h5", "n.zip", RecipeError, "no network that can be packed"),
         ("text.onnx", "m.zip", OutputError, "exists"),
     ):
