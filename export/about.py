@@ -205,6 +205,14 @@ def find_about(folder: Path) -> Path | None:
     return None
 
 
+def about_of(about: str | Path | About | None, given: Mapping[str, Any]) -> About:
+    """What is said: in the file or the nearest one, with what is given in its place. Raises RecipeError."""
+    if isinstance(about, About):
+        return About(**(about.model_dump(exclude_defaults=True) | dict(given)))
+    path = find_about(Path.cwd()) if about is None else Path(about)
+    return About(**given) if path is None else About.read(path, given)
+
+
 def orcid_is_right(orcid: str) -> bool:
     """Form and check digit (ISO 7064, MOD 11-2): https://support.orcid.org/hc/articles/360006897674"""
     if not re.fullmatch(r"\d{4}-\d{4}-\d{4}-\d{3}[\dX]", orcid):

@@ -7,22 +7,22 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import torch
 
-from ..trainers.networks.unet import RawToDenoised
-from ..zoo.errors import ProofFailed
+from ..zoo.errors import PackageError
+from .onnx_file import OPSET, read_back
 
 if TYPE_CHECKING:
-    from ..zoo.normalise import Normalisation
+    from numpy.typing import NDArray
 
-OPSET = 17
-IR_VERSION = 8
-"""The newest opset and file version that every consumer reads: Fiji's onnxruntime is 1.12, newer files do not load."""
+    from ..trainers.networks.unet import RawToDenoised
+    from ..zoo.normalise import Normalisation
 
 
 def denoiser_of(network: Any, normalisation: Normalisation, target: Normalisation | None = None) -> RawToDenoised:
     """The network between normalisation and its inverse, in eval mode. target: that of the result, if it is another."""
+    from ..trainers.networks.unet import RawToDenoised
+
     with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced at once
         raw = RawToDenoised(**network.config())
     raw.network = network
@@ -34,7 +34,7 @@ def denoiser_of(network: Any, normalisation: Normalisation, target: Normalisatio
     return raw.eval()
 
 
-def to_onnx(network: RawToDenoised, channels: int, space: str, sizes: dict[str, int]) -> bytes:
+def to_onnx(network: torch.nn.Module, channels: int, space: str, sizes: dict[str, int]) -> bytes:
     """Export with dynamic batch and space. sizes: a legal size along each letter of `space`, to trace with.
 
     Raises ProofFailed when the file that was written is not of the opset, version or kind that was asked for.
@@ -62,29 +62,32 @@ def to_onnx(network: RawToDenoised, channels: int, space: str, sizes: dict[str, 
     return data
 
 
-def read_back(data: bytes) -> dict[str, Any]:
-    """What an ONNX file says of itself: opset, ir_version, dynamic axes. Raises ProofFailed where old readers fail."""
-    model = onnx.load_from_string(data)
-    onnx.checker.check_model(model, full_check=True)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    external = [t.name for t in model.graph.initializer if t.external_data]
-    dynamic = {
-        tensor.name: [not d.HasField("dim_value") for d in tensor.type.tensor_type.shape.dim]
-        for tensor in (*model.graph.input, *model.graph.output)
-    }
-    if opset > OPSET or model.ir_version > IR_VERSION or external:
-        raise ProofFailed(
-            f"the ONNX file has opset {opset}, IR {model.ir_version}"
-            + (" and weights outside of the file" if external else "")
-            + f"; Fiji reads opset {OPSET}, IR {IR_VERSION}, one file."
-        )
-    for name, axes in dynamic.items():
-        if axes != [True, False, *(True,) * (len(axes) - 2)]:
-            raise ProofFailed(f"the ONNX file's {name} has fixed axes: batch and space must be of any size.")
-    return {"opset": opset, "ir_version": model.ir_version, "bytes": len(data)}
-
-
-def evaluate(network: RawToDenoised, x: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def evaluate(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The torch network on an array. float32 (b, c, [z], y, x) -> the same."""
     with torch.inference_mode():
-        return network(torch.from_numpy(x)).numpy()
+        return np.asarray(network(torch.from_numpy(x)).numpy())
+
+
+def script_to_onnx(data: bytes, example: np.ndarray[Any, Any], where: str) -> bytes:
+    """TorchScript as ONNX, of any size as far as it is. example: in the axes of the network.
+
+    Raises PackageError where torch cannot load or write it.
+    """
+    buffer = io.BytesIO()
+    names = {i: f"d{i}" for i in range(example.ndim)}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        try:
+            network = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
+            x = torch.from_numpy(np.array(example, np.float32))
+            torch.onnx.export(
+                network, (x,), buffer, input_names=["input"], output_names=["output"], opset_version=OPSET,
+                dynamic_axes={"input": names, "output": names}, dynamo=False,
+            )  # fmt: skip
+        except Exception as error:  # of torch, in many kinds
+            raise PackageError(
+                f"{where}: its TorchScript cannot be written as ONNX.",
+                where=str(error).strip().splitlines()[0][:300],
+                mend="ask its makers for ONNX weights, or pack its network: voidzoo pack ARCH.py:CLASS --weights W.pt",
+            ) from error
+    return buffer.getvalue()

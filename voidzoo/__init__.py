@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from .api import check, plan, predict, study_noise, train, verdicts
+    from .api import check, convert, pack, plan, predict, study_noise, train, verdicts
     from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
     from .infer.plan import Plan
     from .infer.run import Result
@@ -47,10 +47,12 @@ _WHERE = {
     "__version__": "zoo.version",
     "check": "api",
     "list_models": "zoo.listing",
+    "convert": "api",
     "load_run": "trainers.record",
     "study_noise": "api",
     "open_image": "zoo.open",
     "open_package": "zoo.package",
+    "pack": "api",
     "plan": "api",
     "predict": "api",
     "train": "api",

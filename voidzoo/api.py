@@ -96,6 +96,27 @@ def need_torch(verb: str) -> None:
         raise DependencyError(f"{verb} needs torch, which is not installed.", mend='pip install "voidzoo[train]"')
 
 
+def convert(package: Package | str | Path, out: str | Path, **settings: Any) -> Package:
+    """Rewrite a package of others into the portable profile (a .zip), proved to give the same (`export.convert`).
+
+    settings: overwrite, trust_code, watch.
+    """
+    from .export.convert import convert as run
+
+    return run(package, out, **settings)
+
+
+def pack(model: str | Path, out: str | Path, **settings: Any) -> Package:
+    """Make a proved package of anybody's network: MODEL.onnx, `ARCH.py:CLASS`, MODEL.ckpt (`export.anybody`).
+
+    settings: image, axes, output_axes, image_axes, weights, kwargs, kinds, channels, output_channels, name, about,
+    halo, minimum, step, overwrite, watch.
+    """
+    from .export.anybody import pack as run
+
+    return run(model, out, **settings)
+
+
 def plan(package: Package | str | Path, image: Any, **settings: Any) -> Plan:
     """What predict would do. image: anything `open_image` takes.
 

@@ -130,7 +130,7 @@ def export(
     json: opt.Json = False,
 ) -> None:
     """Make a proved bioimage.io package of a training run."""
-    from .verbs import export as run
+    from .making import export as run
 
     if weights not in ("best", "last"):
         raise RecipeError(f"--weights {weights}: a run has best and last weights.", mend="--weights best")
@@ -181,6 +181,64 @@ def card(
     from .cards import card as run
 
     run(package, out, overwrite=overwrite, as_json=json)
+
+
+@app.command()
+def convert(
+    package: str,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new package, a .zip.")],
+    trust_code: opt.Trust = False,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+) -> None:
+    """Rewrite a package of others into the portable profile: steps and axis order inside the network, proved equal."""
+    from .making import convert as run
+
+    run(package, out, {"trust_code": trust_code, "overwrite": overwrite}, as_json=json)
+
+
+@app.command()
+def pack(
+    model: Annotated[str, typer.Argument(help="MODEL.onnx, ARCH.py:CLASS (the file runs), or CAREamics' MODEL.ckpt.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The package, a .zip.")],
+    image: Annotated[str, typer.Option("--input", metavar="IMAGE", help="A raw image; a part becomes the test.")],
+    axes: Annotated[str | None, typer.Option(help="Letters of the network's input, in its order, e.g. bczyx.")] = None,
+    output_axes: Annotated[str | None, typer.Option(help="Those of its output; default: the same.")] = None,
+    image_axes: Annotated[str | None, typer.Option(help="Letters of the image's axes, e.g. czyx.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="W.pt", help="The state dict of CLASS.")] = None,
+    kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Arguments of CLASS, e.g. '{\"in_channels\": 2}'.")
+    ] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="What comes out: intensity, probability, distance, logit; one, or one a channel.")
+    ] = None,
+    channels: Annotated[str | None, typer.Option(help="Names of the channels that it reads, with commas.")] = None,
+    output_channels: Annotated[str | None, typer.Option(help="Names of the channels that it returns.")] = None,
+    name: Annotated[str | None, typer.Option(help="5 to 64 letters. Default: that of the file.")] = None,
+    about: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Authors, licence, tags, ...; default: the nearest voidzoo.yaml."),
+    ] = None,
+    halo: Annotated[str, typer.Option(help="Pixels that a cut spoils; auto: as far as the network sees.")] = "auto",
+    minimum: Annotated[
+        str | None, typer.Option("--min", help="The smallest sizes, e.g. 8,64,64; else measured.")
+    ] = None,
+    step: Annotated[str | None, typer.Option(help="What sizes grow by, e.g. 1,4,4; else measured.")] = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+) -> None:
+    """Make a proved bioimage.io package of anybody's network. A Python file that is named is run: it is yours."""
+    from .making import pack as run
+
+    sizes = {"halo": None if halo == "auto" else halo, "minimum": minimum, "step": step}
+    options = {"halo": "--halo", "minimum": "--min", "step": "--step"}
+    settings = {
+        "image": image, "axes": axes, "output_axes": output_axes, "image_axes": image_axes, "weights": weights,
+        "kwargs": _mapping("--kwargs", kwargs), "kinds": _words(kinds), "channels": _words(channels),
+        "output_channels": _words(output_channels), "name": name, "about": about, "overwrite": overwrite,
+        **{k: None if v is None else _numbers(options[k], v, int) for k, v in sizes.items()},
+    }  # fmt: skip
+    run(model, out, settings, as_json=json)
 
 
 @app.command()
@@ -309,6 +367,23 @@ def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
     except ValueError:
         example = "0.4,0.4" if kind is float else "512,512"
         raise RecipeError(f"{option} {text!r}: numbers with commas are needed.", mend=f"{option} {example}") from None
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []
+
+
+def _mapping(option: str, text: str | None) -> dict[str, Any]:
+    """JSON, or YAML, of which JSON is a part."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{option} {text!r}: names and values are needed.", mend=f"{option} '{{\"in_channels\": 2}}'")
+    return found
 
 
 def _pair(text: str) -> tuple[str, Any]:

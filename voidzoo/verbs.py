@@ -131,32 +131,6 @@ def _guess(method: str, images: list[Image], settings: dict[str, Any]) -> Any:
     return Recipe.guess(method, images, **settings)
 
 
-def export(run_folder: Path, out: Path, settings: dict[str, Any], *, as_json: bool) -> None:
-    """`voidzoo export`."""
-    api.need_torch("export")
-    from .export.about import find_about
-    from .export.pack import export_run
-
-    about = settings["about"] or find_about(Path.cwd())
-    if about is not None and not as_json:
-        say(f"about    {about}")
-    checks: list[Any] = []
-
-    def tell(check: Any) -> None:
-        checks.append(check)
-        if not as_json:
-            say(f"check    {check}")
-
-    package = export_run(run_folder, out, watch=tell, **settings)
-    if as_json:
-        from .export.proof import summary
-
-        say(json.dumps({"package": str(out), "name": package.name, "checks": summary(checks)}))
-        return
-    say(f"written  {out}   {size_text(out.stat().st_size)}   {package.name}")
-    say("next     " + shlex.join(["voidzoo", "predict", str(out), "IMAGE", "-o", "OUT.ome.zarr"]))
-
-
 def plan(
     model: str, image: str, out: Path | None, settings: dict[str, Any], how: dict[str, Any], *, as_json: bool
 ) -> None:  # fmt: skip
@@ -309,4 +283,4 @@ def interruptible(scheduler: str = "threads") -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["BlocksFailed", "Interrupted", "export", "look", "plan", "predict", "preview", "train"]
+__all__ = ["BlocksFailed", "Interrupted", "look", "plan", "predict", "preview", "train"]

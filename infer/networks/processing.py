@@ -88,7 +88,7 @@ class Processing:
 
     def __init__(self, package: Package, sample: str = "", *, trust_code: bool = False) -> None:
         self.package, self.sample, self.trust_code = package, sample, trust_code
-        self._steps = {t.id: _with_casts(t, first=t in package.inputs) for t in (*package.inputs, *package.outputs)}
+        self._steps = {t.id: with_casts(t, first=t in package.inputs) for t in (*package.inputs, *package.outputs)}
         self._wanted: dict[str, list[Wanted]] = {id_: [] for id_ in self._steps}
         self._before = self._stage(package.inputs)
         self._after = self._stage(package.outputs)
@@ -235,7 +235,7 @@ class Processing:
         return values
 
 
-def _with_casts(tensor: Tensor, *, first: bool) -> tuple[Step, ...]:
+def with_casts(tensor: Tensor, *, first: bool) -> tuple[Step, ...]:
     """The steps of a tensor with the casts to its dtype that the format implies."""
     cast = Step("ensure_dtype", {"dtype": tensor.dtype})
     steps = list(tensor.steps)

@@ -29,7 +29,7 @@ CHECKS = [Check("whole = tiled", True, "max difference 1e-06 std")]
 
 @pytest.fixture(autouse=True)
 def _no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package with everything that a card tells."""
     folder = tmp_path_factory.mktemp("card")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+        patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
         held_out = vz.open_image(micrograph(np.random.default_rng(), (64, 70)), axes="yx")
         vz.export(
             tiny_run(folder / "run"), folder / "m.zip", about=About(name="tiny cells", **SAID), held_out=[held_out]

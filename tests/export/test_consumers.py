@@ -88,7 +88,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of ours, 2D."""
     folder = tmp_path_factory.mktemp("ours")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+        patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
         vz.export(tiny_run(folder / "run"), folder / "m.zip", authors=["A. B."])
     return folder / "m.zip"
 
@@ -288,7 +288,7 @@ def test_the_report_of_a_check_tells_all_also_of_a_failed_one(
     run: vz.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One page without scripts: every check, every program, every point of an upload, the difference that was found."""
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     vz.export(run, tmp_path / "m.zip")
     line = ["check", str(tmp_path / "m.zip"), "--report", str(tmp_path / "deep" / "page.html")]
     assert command(line) == 0

@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from tests.packages import micrograph, random_network
-from voidzoo.export.graph import denoiser_of, evaluate, read_back, to_onnx
+from voidzoo.export.graph import denoiser_of, evaluate, to_onnx
+from voidzoo.export.onnx_file import read_back
 from voidzoo.zoo.errors import ProofFailed
 from voidzoo.zoo.normalise import Normalisation
 

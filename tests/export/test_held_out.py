@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
 
 def test_export_measures_and_the_package_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """README and config hold the figures of `measure`; an image that was trained on is refused before any work."""
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     run = tiny_run(tmp_path / "run")
     noisy, clean = pair((96, 128), "yx", 5)
     about = About(data="Cells.", data_license="CC0-1.0", license="MIT", limits=("Not for tissue.",))

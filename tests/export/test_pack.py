@@ -28,7 +28,7 @@ from tests.export.tiny import SETTINGS, tiny_run
 from tests.packages import micrograph
 from tests.small_disk import SmallDisk
 from voidzoo.cli import main as command
-from voidzoo.export import pack, proof
+from voidzoo.export import pack, portable, proof
 from voidzoo.export.about import About, suggest_name
 from voidzoo.export.consumers import verdicts
 from voidzoo.export.describe import channel_ids
@@ -40,7 +40,7 @@ from voidzoo.zoo.package import AxisRule
 @pytest.fixture
 def no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out bioimageio.core's own test, which takes seconds, where something else is proved."""
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
 
 
 def unzipped(path: Path) -> dict[str, bytes]:
@@ -224,7 +224,7 @@ def test_one_wrong_weight_is_noticed_and_nothing_is_written(
     assert caught.value.exit_code == 1
 
     monkeypatch.undo()
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     vz.export(run, out)
     assert [p.name for p in tmp_path.iterdir()] == ["m.zip"], "a later success takes the tensors away"
 
@@ -297,8 +297,8 @@ def test_a_halo_that_is_too_small_is_noticed(run: vz.Run, tmp_path: Path, monkey
 @pytest.mark.slow
 def test_what_the_consumer_refuses_is_not_proved(run: vz.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A description that bioimageio.core does not take fails the proof, with its words."""
-    honest = pack.describe
-    monkeypatch.setattr(pack, "describe", lambda *a: honest(*a).replace("timestamp: ", "timestamp: once "))
+    honest = portable.describe
+    monkeypatch.setattr(portable, "describe", lambda *a: honest(*a).replace("timestamp: ", "timestamp: once "))
     with pytest.raises(ProofFailed, match=r"bioimageio.core .*status failed"):
         vz.export(run, tmp_path / "m.zip")
     assert not (tmp_path / "m.zip").exists()
@@ -396,7 +396,7 @@ def test_a_test_tensor_that_is_none_is_a_fault_of_the_package(
     """`check` says what is wrong with the test tensors of a package instead of falling over them."""
     vz.export(run, tmp_path / "m.zip")
     files = unzipped(tmp_path / "m.zip")
-    files["test_output.npy"] = content if isinstance(content, bytes) else pack._npy(content)
+    files["test_output.npy"] = content if isinstance(content, bytes) else portable.npy(content)
     for name, data in files.items():
         (tmp_path / "p").mkdir(exist_ok=True)
         (tmp_path / "p" / name).write_bytes(data)
