@@ -71,7 +71,7 @@ def test_tensors(package: Package) -> tuple[NDArray[np.float32], NDArray[np.floa
 def _tensor(package: Package, name: str, channels: Sequence[str]) -> NDArray[np.float32]:
     data = package.files.read(name, limit=MAX_TENSOR)
     try:
-        tensor = np.asarray(_numbers(data), dtype=np.float32)
+        tensor = np.array(_numbers(data), dtype=np.float32, order="C")  # torch wants to be able to write
     except (ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
         raise PackageError(f"{package.path}: {name} is no array of numbers.", where=str(error)[:200]) from error
     if tensor.ndim != 2 + len(package.axes) or tensor.shape[1] != len(channels) or 0 in tensor.shape:

@@ -92,9 +92,11 @@ def test_everything_that_is_said_is_in_the_package(
     assert f"about    {tmp_path / FILE}" in capsys.readouterr().out
     with zipfile.ZipFile("m.zip") as archive:
         text = archive.read("rdf.yaml").decode()
-        assert "Training data: https://doi.org/10.5281/zenodo.1234567" in archive.read("README.md").decode()
+        page = archive.read("README.md").decode()
     assert "&id" not in text, "not every reader knows anchors"
     rdf, said = yaml.safe_load(text), yaml.safe_load(EXAMPLE)
+    assert f"Training data: {said['data']}, {said['training_data']}, licence {said['data_license']}." in page
+    assert f"## Limits\n\n* {said['limits'][0]}" in page
     for key in ("authors", "license", "git_repo"):
         assert rdf[key] == said[key]
     assert rdf["maintainers"] == said["authors"]

@@ -299,7 +299,7 @@ def test_the_report_of_a_check_tells_all_also_of_a_failed_one(
     assert all(escape(word) in text for word in named)
     assert [v.answer for v in vz.verdicts(tmp_path / "m.zip")] == list(answers(tmp_path / "m.zip").values())
     monkeypatch.setattr(proof, "LIMIT", 1e-30)
-    assert command(line) == 2
+    assert command(line) == 1
     text = (tmp_path / "deep" / "page.html").read_text()
     assert "FAILED" in text
     assert "data:image/png;base64," in text

@@ -122,6 +122,6 @@ def test_export_measures_and_the_package_tells(tmp_path: Path, monkeypatch: pyte
     assert package.ours["card"] == {"data": "Cells.", "data_license": "CC0-1.0", "limits": ["Not for tissue."]}
     shape = tuple(run.info["images"][0]["shape"])
     seen = vz.open_image(micrograph(np.random.default_rng(), shape), axes="yx")
-    monkeypatch.setattr(pack, "_write", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(pack, "_parts", lambda *_: pytest.fail("work was done"))
     with pytest.raises(RecipeError, match="was trained on"):
         vz.export(run, tmp_path / "n.zip", held_out=[seen])
