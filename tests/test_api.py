@@ -31,7 +31,7 @@ def test_the_way_of_the_manual(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """open_image, Recipe, train, export, plan, predict: each takes what the one before gave, and prints nothing."""
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     tifffile.imwrite(tmp_path / "a.tif", micrograph(np.random.default_rng(), (96, 110)))
     image = vz.open_image(tmp_path / "a.tif", pixel_size=(0.5, 0.25))
     seen: list[object] = []
@@ -204,7 +204,7 @@ def test_a_wrong_word_is_an_error_not_ignored(package: Package) -> None:
 
 def test_a_trained_run_exports_by_folder_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """export takes a Run or the path of one, and tells each check to whoever watches."""
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     run = tiny_run(tmp_path / "r")
     seen: list[Check] = []
     one = vz.export(run, tmp_path / "one.zip", watch=seen.append)

@@ -133,7 +133,7 @@ def test_train_and_export_say_what_comes_next(world: World, shell: Shell) -> Non
     verdict = [line.removeprefix("verdict  ") for line in told.out.splitlines() if line.startswith("verdict  ")]
     assert verdict == vz.load_run(world.run).info["verdict"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "status passed"))
+        patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "status passed"))
         told = shell("export", world.run, "-o", "again.zip")
     assert told.code == 0
     assert [line.split()[0] for line in told.out.splitlines()] == ["check"] * 6 + ["written", "next"]
@@ -373,7 +373,7 @@ def test_a_package_that_is_not_proved_exits_1_and_keeps_tensors(shell: Shell, tm
     for name in ("test_input.npy", "test_output.npy"):
         np.save(tmp_path / "p" / name, np.random.default_rng().random((1, 1, side, side), np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+        patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
         told = shell("check", tmp_path / "p", "--keep", "kept")
     assert told.code == 1
     assert "FAILED" in told.out
@@ -580,7 +580,7 @@ def test_json_is_one_object_a_line(world: World, shell: Shell) -> None:
     plan = json.loads(shell("plan", world.package, world.image, "--device", "cpu", "--json").out)
     assert plan["identity"] == events[0]["plan"]["identity"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+        patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
         found = json.loads(shell("check", world.package, "--json").out)
     assert [c["passed"] for c in found["checks"]] == [True] * 5
     facts = json.loads(shell("doctor", "--json").out)

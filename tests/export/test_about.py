@@ -23,7 +23,7 @@ from voidzoo.zoo.package import open_package
 
 @pytest.fixture
 def no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
 
 
 def test_the_guide_shows_the_example() -> None:

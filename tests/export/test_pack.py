@@ -40,7 +40,7 @@ from voidzoo.zoo.package import AxisRule
 @pytest.fixture
 def no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out bioimageio.core's own test, which takes seconds, where something else is proved."""
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
 
 
 def unzipped(path: Path) -> dict[str, bytes]:
@@ -224,7 +224,7 @@ def test_one_wrong_weight_is_noticed_and_nothing_is_written(
     assert caught.value.exit_code == 1
 
     monkeypatch.undo()
-    monkeypatch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     vz.export(run, out)
     assert [p.name for p in tmp_path.iterdir()] == ["m.zip"], "a later success takes the tensors away"
 

@@ -30,7 +30,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zip that `export` made."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "check_consumer", lambda _path: Check("bioimageio.core", True, "left out"))
+        patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
         vz.export(tiny_run(folder / "run"), folder / "m.zip", name="our own model")
     return folder / "m.zip"
 
