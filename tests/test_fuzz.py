@@ -130,6 +130,7 @@ def test_spoilt_packages_are_run_or_refused(bases: dict[str, Files], worker: Wor
     sys.stdout.write(report)
 
 
+@pytest.mark.slow
 def test_what_was_not_spoilt_runs(bases: dict[str, Files], worker: Worker, tmp_path: Path) -> None:
     """The worker's answers mean something: a whole package is predicted; a fault in its place is told as one."""
     from tests.mutants import zipped

@@ -208,7 +208,7 @@ def test_descriptions_that_are_of_another_kind_are_judged_not_stumbled_over(
     key: str, ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers where lists belong, one thing instead of a list of it: an answer for every program, and no traceback."""
-    monkeypatch.setattr(proof, "check_consumer", lambda *_: Check("bioimageio.core", True, "left out"))
+    monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
     for i, value in enumerate(ODD.get(key, ["x", 3])):
         rdf = copy.deepcopy(dict(open_package(ours).rdf))
         place = {"bioimageio": rdf["config"], "architecture": rdf["weights"]["pytorch_state_dict"]}.get(key, rdf)
