@@ -21,7 +21,7 @@ from .about import About, about_of, suggest_name
 from .along import at_legal_size
 from .describe import channel_ids, words_of
 from .layout import LETTERS
-from .measure import Said, facts, least_size, legal_shape, runner
+from .measure import Said, facts, fitting_size, legal_shape, runner
 from .networks import Network, Wanted, from_module, from_onnx, from_torch
 from .portable import End, Parts, check_place, write_proved
 from .proof import Check, compare, prove
@@ -193,7 +193,7 @@ def _test_tensor(image: Image, made: Network, channels: int) -> NDArray[np.float
             f"{image.name} has {image.size('c')} channels; the network reads {channels}.", mend="another --input"
         )
     wanted = TEST[min(3, max(2, len(rules)))]
-    size = least_size(rules, {a: min(image.size(a), wanted.get(a, 96)) for a in rules})
+    size = fitting_size(rules, {a: min(image.size(a), wanted.get(a, 96)) for a in rules})
     steps = {a: r.step for a, r in rules.items()}
     (region,) = probe_regions(image, list(rules), size, 1, steps=steps, channels=channels)
     return at_legal_size(region[0], rules)

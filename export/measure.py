@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, product
-from math import ceil, lcm
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -223,12 +223,12 @@ def legal_shape(rules: Mapping[str, AxisRule], steps: int = 0) -> list[int]:
     return [r.minimum + (0 if r.fixed else steps * r.step) for r in rules.values()]
 
 
-def least_size(rules: Mapping[str, AxisRule], wanted: Mapping[str, int]) -> dict[str, int]:
-    """The smallest legal size that is at least what is wanted, by letter."""
+def fitting_size(rules: Mapping[str, AxisRule], room: Mapping[str, int]) -> dict[str, int]:
+    """The largest legal size that fits, by letter; the smallest where none does."""
     return {
-        a: r.minimum if r.fixed else r.minimum + ceil(max(0, wanted.get(a, 0) - r.minimum) / r.step) * r.step
+        a: r.minimum if r.fixed else r.minimum + max(0, room[a] - r.minimum) // r.step * r.step
         for a, r in rules.items()
-    }
+    }  # fmt: skip
 
 
 def _noise(shape: Sequence[int]) -> NDArray[np.float32]:

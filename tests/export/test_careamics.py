@@ -36,7 +36,7 @@ import voidzoo as vz
 folder, dims = Path(sys.argv[1]), int(sys.argv[3])
 checkpoint = folder / "m.ckpt"
 prepare(checkpoint, dims=dims, filters=8)
-shape = (128, 160) if dims == 2 else (24, 72, 80)
+shape = (128, 160) if dims == 2 else (64, 64, 72)  # legal sizes: nothing is mirrored
 image = np.random.default_rng().normal(1000, 300, shape).astype(np.float32)
 checks = []
 package = vz.pack(checkpoint, folder / "m.zip", image=image, image_axes="zyx"[3 - dims:], kinds=["intensity"], watch=checks.append)
