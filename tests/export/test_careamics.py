@@ -1,28 +1,19 @@
-"""A checkpoint of CAREamics becomes a package that gives what CAREamics itself predicts.
-
-It runs where an interpreter has CAREamics: this one, or that of `benchmarks/peers/environments.py FOLDER careamics` with
-VOIDZOO_CAREAMICS=FOLDER/careamics/bin/python. The libraries of this environment come before its own.
-"""
+"""A checkpoint of CAREamics becomes a package that gives what CAREamics itself predicts."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import voidzoo as vz
+from tests.export.environments import make_environment, told
 from voidzoo.zoo.errors import DependencyError
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = importlib.util.find_spec("careamics") is not None
-PYTHON = os.environ.get("VOIDZOO_CAREAMICS") or (sys.executable if HERE else "")
+CAREAMICS = ("careamics==0.3.5", "lightning==2.6.6", "lightning-utilities==0.15.3", "pytorch-lightning==2.6.6",
+             "torchmetrics==1.8.2")  # fmt: skip
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -51,24 +42,22 @@ print(json.dumps({"difference": float(np.abs(found - expected).max() / expected.
 """
 
 
+@pytest.fixture(scope="module")
+def careamics(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A python that has CAREamics, and this environment behind it."""
+    return make_environment(tmp_path_factory.mktemp("careamics") / "env", *CAREAMICS)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not PYTHON, reason="no CAREamics: VOIDZOO_CAREAMICS names no python that has it")
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_checkpoint_gives_what_careamics_predicts(dims: int, tmp_path: Path) -> None:
+def test_a_checkpoint_gives_what_careamics_predicts(dims: int, careamics: str, tmp_path: Path) -> None:
     """Its own prediction of a whole image, normalisation included, is that of the package, which is proved."""
-    path = os.pathsep.join([str(ROOT), sysconfig.get_paths()["purelib"]])
-    done = subprocess.run(
-        [PYTHON, "-W", "ignore", "-c", SCRIPT, str(tmp_path), str(ROOT), str(dims)], capture_output=True, text=True,
-        check=False, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = told(careamics, SCRIPT, tmp_path, ROOT, dims, path=str(ROOT))
     assert found["passed"], found["checks"]
     assert found["weights"] == ["onnx", "torchscript"]
     assert found["difference"] <= 1e-4
 
 
-@pytest.mark.skipif(HERE, reason="CAREamics is installed here")
 def test_without_careamics_its_name_is_told(tmp_path: Path) -> None:
     """A checkpoint names the library that is missing, with exit code 3."""
     (tmp_path / "m.ckpt").write_bytes(b"")

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import sysconfig
-import venv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ import numpy as np
 import pytest
 
 import voidzoo as vz
+from tests.export.environments import make_environment, told
 from tests.export.tiny import tiny_run
 from voidzoo.export import proof
 from voidzoo.export.proof import Check
@@ -42,30 +37,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Callable[..., str]:
-    """Makes an environment with just these packages, the tests' own behind them for all else -> its Python."""
-
-    def make(*packages: str) -> str:
-        venv.create(tmp_path / "env", with_pip=False)
-        site = next((tmp_path / "env").rglob("site-packages"))
-        words = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
-        subprocess.run([sys.executable, *words, *packages], check=True)
-        (site / "zz_behind.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        return str(tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python")
-
-    return make
-
-
-def told(python: str, code: str, *words: object) -> Any:
-    """The last line that a script prints, as JSON."""
-    done = subprocess.run(
-        [python, "-W", "ignore", "-c", code, *map(str, words)], capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 VALIDATE = """
 import json, os, sys
 os.environ["BIOIMAGEIO_PERFORM_IO_CHECKS"] = "false"
@@ -81,10 +52,10 @@ OF_2025 = ("pooch", "pydantic==2.11.7", "pydantic-core==2.33.2")
 
 @pytest.mark.parametrize(("version", "others"), [("0.5.4.4", OF_2025), ("0.5.10.2", ())])
 def test_older_spec_finds_the_format_valid(
-    version: str, others: tuple[str, ...], packages: list[Path], environment: Callable[..., str]
+    version: str, others: tuple[str, ...], packages: list[Path], tmp_path: Path
 ) -> None:
     """0.5.4.4 is of June 2025; 0.5.10.2 is pinned by the remote tests of bioimage.io."""
-    found = told(environment(f"bioimageio.spec=={version}", *others), VALIDATE, *packages)
+    found = told(make_environment(tmp_path / "env", f"bioimageio.spec=={version}", *others), VALIDATE, *packages)
     assert found == [version, [["valid-format"]] * len(packages)]
 
 
@@ -101,9 +72,11 @@ print(json.dumps([bioimageio.core.__version__, found]))
 """
 
 
-def test_the_core_of_ilastik_runs_them(packages: list[Path], environment: Callable[..., str]) -> None:
+def test_the_core_of_ilastik_runs_them(packages: list[Path], tmp_path: Path) -> None:
     """bioimageio.core 0.10.2, in all three forms of the weights, at its default tolerance."""
-    version, found = told(environment("bioimageio.core==0.10.2", "bioimageio.spec==0.5.9.1"), RUN, *packages)
+    version, found = told(
+        make_environment(tmp_path / "env", "bioimageio.core==0.10.2", "bioimageio.spec==0.5.9.1"), RUN, *packages
+    )
     assert version.startswith("0.10")
     assert found == [["passed"]] * 3 * len(packages)
 
@@ -122,9 +95,9 @@ print(json.dumps([onnxruntime.__version__, found]))
 """
 
 
-def test_an_onnxruntime_of_2023_runs_them(packages: list[Path], environment: Callable[..., str]) -> None:
+def test_an_onnxruntime_of_2023_runs_them(packages: list[Path], tmp_path: Path) -> None:
     """1.15.1, the oldest that this Python can install; Fiji's is 1.12 or 1.13."""
-    version, found = told(environment("onnxruntime==1.15.1", "numpy<2"), ONNX, *packages)
+    version, found = told(make_environment(tmp_path / "env", "onnxruntime==1.15.1", "numpy<2"), ONNX, *packages)
     assert version == "1.15.1"
     assert max(found) < 1e-4
 
