@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ def make_card(package: Package, checks: Sequence[Check], verdicts: Sequence[Verd
         "Proof": _table(("check", "what was found", ""), [(c.name, c.detail, _word(c)) for c in checks]),
         "Where it opens": _opens(verdicts),
         "Limits": need(
-            "limits", "\n".join(f"* {limit}" for limit in listed(said.get("limits"))), f"{FILE}: limits: [a sentence]"
+            "limits",
+            "\n".join(f"* {_plain(str(limit))}" for limit in listed(said.get("limits"))),
+            f"{FILE}: limits: [a sentence]",
         ),
         "How to run it": _how(package),
     }
@@ -109,7 +112,12 @@ def _head(package: Package, licence: str) -> str:
         ("package", file),
         ("licence of the model", licence),
     ]  # fmt: skip
-    return f"# {package.name}\n\n{package.description}\n\n{_table(('', ''), rows)}"
+    return f"# {_plain(package.name)}\n\n{_plain(package.description)}\n\n{_table(('', ''), rows)}"
+
+
+def _plain(text: str) -> str:
+    """Words of a package, which may be anybody's, without their effect as HTML."""
+    return escape(text, quote=False)
 
 
 def _axes(letters: str, channels: Sequence[str]) -> str:
@@ -126,8 +134,12 @@ def _range(ours: Mapping[str, Any]) -> str:
 
 
 def _data(said: Mapping[str, Any], ours: Mapping[str, Any], need: Any) -> str:
-    words = need("training data", str(said.get("data") or ""), f"{FILE}: data: what the images show, and where from")
-    licence = need("licence of the data", str(said.get("data_license") or ""), f"{FILE}: data_license: CC-BY-4.0")
+    words = need(
+        "training data", _plain(str(said.get("data") or "")), f"{FILE}: data: what the images show, and where from"
+    )
+    licence = need(
+        "licence of the data", _plain(str(said.get("data_license") or "")), f"{FILE}: data_license: CC-BY-4.0"
+    )
     training = mapped(ours.get("training"))
     images = [f"* {i['name']}: {i['axes']}, {' x '.join(map(str, i['shape']))}, {i['dtype']}"
               for i in listed(training.get("images")) if isinstance(i, Mapping)]  # fmt: skip
@@ -157,7 +169,7 @@ def _training(ours: Mapping[str, Any]) -> str:
 def _validation(
     ours: Mapping[str, Any], measured: Measured | None, pictures: Mapping[str, bytes], need: Any
 ) -> str:  # fmt: skip
-    text = need("numbers", measured.text() if measured else "", "export again with --held-out IMAGE --truth IMAGE")
+    text = need("numbers", _plain(measured.text()) if measured else "", "export again with --held-out IMAGE --truth IMAGE")
     shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures if not name.endswith("cover.png"))
     loss = mapped(ours.get("training")).get("best_validation_loss")
     told = f"Validation loss of the training: {loss:.4g}." if isinstance(loss, float) else ""
@@ -207,5 +219,5 @@ def _pictures(package: Package, stem: str, measured: Measured | None) -> dict[st
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+    return "\n".join("| " + " | ".join(_plain(str(cell)).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
                      for row in lines)  # fmt: skip

@@ -92,10 +92,12 @@ def test_each_thing_that_is_not_said_is_named(left_out: str, part: str, measured
 
 def test_packages_of_others_get_drafts(tmp_path: Path) -> None:
     rdf = yaml.safe_load((DATA / "nuclei_broad_v05.yaml").read_text())
+    rdf["description"] = "<img src=x onerror=alert(1)>"
     package = vz.open_package(written(tmp_path / "m", rdf, "rdf.yaml", identity(17, 8)))
     card = make_card(package, [], verdicts(package), "nuclei")
     assert set(card.missing) == {"training data", "licence of the data", "numbers", "limits"}
     assert package.name in card.text
+    assert "&lt;img src=x" in card.text  # words of strangers are words
 
 
 def test_figures_that_are_none_are_a_fault_of_the_package(measured: Path) -> None:
