@@ -169,7 +169,8 @@ def _training(ours: Mapping[str, Any]) -> str:
 def _validation(
     ours: Mapping[str, Any], measured: Measured | None, pictures: Mapping[str, bytes], need: Any
 ) -> str:  # fmt: skip
-    text = need("numbers", _plain(measured.text()) if measured else "", "export again with --held-out IMAGE --truth IMAGE")
+    said = _plain(measured.text()) if measured else ""
+    text = need("numbers", said, "export again with --held-out IMAGE --truth IMAGE")
     shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures if not name.endswith("cover.png"))
     loss = mapped(ours.get("training")).get("best_validation_loss")
     told = f"Validation loss of the training: {loss:.4g}." if isinstance(loss, float) else ""
