@@ -104,6 +104,27 @@ def _numbers(data: bytes) -> NDArray[Any]:
     return found.reshape(shape, order="F" if fortran else "C")
 
 
+def check_file(package: Package) -> Check:
+    """The ONNX file read back: opset, IR version, sizes that are free. That of a network that was trained here must be
+    what every program reads; of those of others it is told (`consumers` says where they open).
+    """
+    import onnx
+
+    from .onnx_file import read_back
+
+    ours = "method" in package.ours
+    two = any(w.options.get("external_data") for w in package.weights if w.kind == "onnx")
+    try:
+        found = read_back(package.onnx())
+    except ProofFailed as error:
+        return Check("onnx file", not ours, error.what.removeprefix("the ONNX file ").rstrip("."))
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return Check("onnx file", not ours, f"onnx finds a fault: {' '.join(str(error).split())[:160]}")
+    files = "two files" if two else "one file"
+    detail = f"opset {found['opset']}, IR {found['ir_version']}, {files}, batch and space free"
+    return Check("onnx file", not (ours and two), detail)
+
+
 def check_reference(package: Package, session: Session, keep: Path) -> Check:
     """The test output is what onnxruntime makes of the test input."""
     test_input, test_output = test_tensors(package)
@@ -312,7 +333,7 @@ def prove(
             partial(check_torch_weights, package, weights, session, keep, trust_code=trust_code)
             for weights in package.weights[1:]
         ]
-        steps.append(lambda: check_tiles(package, whole, keep))
+        steps += [lambda: check_tiles(package, whole, keep), lambda: check_file(package)]
     steps.append(lambda: check_in_core(package, trust_code=trust_code))
     checks = []
     for step in steps:

@@ -103,7 +103,7 @@ def test_the_whole_way_in_real_processes(world: World, tmp_path: Path) -> None:
     """check, plan and predict of a trained package exit 0, say what comes next, and the result is what it should be."""
     model, image = str(world.package), str(world.image)
     told = voidzoo(tmp_path, "check", model)
-    assert [line.split()[0] for line in told.out.splitlines()] == ["check"] * 5 + ["proved"]
+    assert [line.split()[0] for line in told.out.splitlines()] == ["check"] * 6 + ["proved"]
     assert "FAILED" not in told.out
     told = voidzoo(tmp_path, "plan", model, image, "-o", "out.ome.tif", "--device", "cpu")
     assert "Nothing was written" in told.out
@@ -136,7 +136,7 @@ def test_train_and_export_say_what_comes_next(world: World, shell: Shell) -> Non
         patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "status passed"))
         told = shell("export", world.run, "-o", "again.zip")
     assert told.code == 0
-    assert [line.split()[0] for line in told.out.splitlines()] == ["check"] * 6 + ["written", "next"]
+    assert [line.split()[0] for line in told.out.splitlines()] == ["check"] * 7 + ["written", "next"]
 
 
 def test_a_stopped_training_continues_and_says_so(shell: Shell, tmp_path: Path) -> None:
@@ -582,7 +582,7 @@ def test_json_is_one_object_a_line(world: World, shell: Shell) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
         found = json.loads(shell("check", world.package, "--json").out)
-    assert [c["passed"] for c in found["checks"]] == [True] * 5
+    assert [c["passed"] for c in found["checks"]] == [True] * 6
     facts = json.loads(shell("doctor", "--json").out)
     assert facts["devices"]["cpu"] == "runs"
     assert facts["libraries"]["numpy"] == np.__version__

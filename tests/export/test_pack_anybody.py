@@ -105,7 +105,9 @@ def test_an_odd_network_is_packed_proved_and_run_out_of_core(tmp_path: Path) -> 
         model, tmp_path / "m.zip", image=volume(tmp_path), image_axes="czyx", axes="bzyxc", kinds=["probability"],
         channels=["DAPI", "GFP"], output_channels=["a", "b", "c"], name="odd one", watch=checks.append,
     )  # fmt: skip
-    assert [c.name for c in checks] == ["onnx = test output", "network = onnx", "whole = tiled", "bioimageio.core"]
+    assert [c.name for c in checks] == [
+        "onnx = test output", "network = onnx", "whole = tiled", "onnx file", "bioimageio.core",
+    ]  # fmt: skip
     assert all(c.passed and c.ran for c in checks)
     assert package.plain
     assert (package.axes, package.channels_in, package.channels_out) == ("zyx", ("dapi", "gfp"), ("a", "b", "c"))
@@ -142,7 +144,7 @@ def test_a_python_file_gives_three_forms(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [c.name for c in checks] == [
         "onnx = test output", "network = onnx", "torchscript = onnx", "state dict = onnx", "whole = tiled",
-        "bioimageio.core",
+        "onnx file", "bioimageio.core",
     ]  # fmt: skip
     assert all(c.passed and c.ran for c in checks)
     with zipfile.ZipFile(tmp_path / "m.zip") as archive:
