@@ -34,7 +34,8 @@ SQUARES = 16
 class _Square:
     """One square of one plane. noisy, result, truth: (y, x) float64, on the grey scale of the truth if there is one.
 
-    values: before (None where that means nothing) and after, by the names of `measured`.
+    grey: black and white of its whole plane. values: before (None where that means nothing) and after, by the names of
+    `measured`.
     """
 
     image: str
@@ -42,6 +43,7 @@ class _Square:
     noisy: NDArray[np.float64]
     result: NDArray[np.float64]
     truth: NDArray[np.float64] | None
+    grey: tuple[float, float]
     values: dict[str, tuple[float | None, float]]
 
     @property
@@ -51,7 +53,12 @@ class _Square:
             return -abs(self.values["leak"][1])
         before, after = self.values["psnr"]
         assert before is not None
-        return after - before  # a dark empty square has the highest PSNR of all
+        return after - before
+
+    @property
+    def contents(self) -> float:
+        """How much there is to be seen."""
+        return float((self.result if self.truth is None else self.truth).std())
 
     @property
     def case(self) -> Case:
@@ -77,7 +84,9 @@ def measure(
     squares: list[_Square] = []
     for i, image in enumerate(images):
         squares += _squares(package, image, truths[i] if truths else None)
-    best, worst = (pick(squares, key=lambda s: s.rank) for pick in (max, min))
+    # squares without anything in them say little: the fuller half
+    shown = sorted(squares, key=lambda s: -s.contents)[: (len(squares) + 1) // 2]
+    best, worst = (pick(shown, key=lambda s: s.rank) for pick in (max, min))
     names = list(squares[0].values)
     figures = tuple(_figure(n, [s.values[n] for s in squares]) for n in names)
     side = min(squares[0].noisy.shape)
@@ -141,6 +150,7 @@ def _of_plane(
         fits = [affine_fit(truth, p) for p in fitted]
         fitted = tuple(f * p + o for (f, o), p in zip(fits, fitted, strict=True))  # type: ignore[assignment]
         noisy = fits[1][0] * noisy + fits[1][1]  # to be seen beside the result, on its grey scale
+    grey = contrast(noisy if truth is None else truth)
     for y in range(0, height - side + 1, side):
         for x in range(0, width - side + 1, side):
             at = (slice(y, y + side), slice(x, x + side))
@@ -148,7 +158,7 @@ def _of_plane(
             before, after = (p[at] for p in fitted)
             clean = None if truth is None else truth[at]
             values = _without_truth(before, after) if clean is None else _beside(before, after, clean, spread)
-            yield _Square(name, where, noisy[at], after, clean, values)
+            yield _Square(name, where, noisy[at], after, clean, grey, values)
 
 
 def _beside(
@@ -183,12 +193,11 @@ def _picture(square: _Square) -> bytes:
     left = square.noisy - square.result
     truth = [] if square.truth is None else [square.truth]
     most = max(abs(v) for v in contrast(left))
-    grey = contrast(square.truth if square.truth is not None else square.noisy)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "case.png"
         side_by_side(
             [square.noisy, square.result, *truth, left],
             ["as it came", "denoised", *["high SNR"] * len(truth), f"taken away, +-{most:.3g}"],
-            [grey] * (2 + len(truth)) + [(-most, most)], path, factor=max(1, LARGEST // square.noisy.shape[0]),
+            [square.grey] * (2 + len(truth)) + [(-most, most)], path, factor=max(1, LARGEST // square.noisy.shape[0]),
         )  # fmt: skip
         return path.read_bytes()

@@ -94,7 +94,8 @@ class Measured:
             for f in self.figures]  # fmt: skip
         head = ["| | as it came | denoised | gain |", "|---|---|---|---|"] if self.truths else ["| | |", "|---|---|"]
         return "\n".join([
-            how, "", *head, *rows, "", "Mean and standard deviation over the squares.", "",
+            how, "", *head, *rows, "", "Mean and standard deviation over the squares. Of the half of them that shows "
+            "most:", "",
             f"Best: {self.best.image}, {self.best.where}: {self.best.said}.", "",
             f"Worst: {self.worst.image}, {self.worst.where}: {self.worst.said}.",
         ])  # fmt: skip
