@@ -60,7 +60,16 @@ DECLARED = {
 FREED = {"fixed_64": (5, 1), "fixed_pooled": (48, 2), "old_04_fixed": (5, 1)}
 """Fixed sizes that the graph does not need: the smallest along x, and the step."""
 QUICK = ("before_scale_linear_each",)
-TAKEN = ("anisotropic", "channels_last", "fixed_pooled", "two_files", "old_04", "old_03", "after_softmax", "torchscript")
+TAKEN = (
+    "anisotropic",
+    "channels_last",
+    "fixed_pooled",
+    "two_files",
+    "old_04",
+    "old_03",
+    "after_softmax",
+    "torchscript",
+)
 """One of each kind, for bioimageio.core's own test, which takes ten seconds."""
 
 
