@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tifffile
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "zoo" / "samples" / "giga_mito60x_n1_low.tif"
+CLEAN = SAMPLE.with_name("giga_mito60x_n1_high.tif")
 SHORT = "epochs=1, steps=2"
 
 
@@ -26,6 +28,8 @@ def test_every_command_and_snippet_runs(page: str, tmp_path: Path) -> None:
     """Only the length of the training is changed; a command that the page shows and that fails is a bug."""
     for name in ("noisy.tif", "clean.tif"):
         shutil.copyfile(SAMPLE, tmp_path / name)
+    for name, source in (("other.tif", SAMPLE), ("other_clean.tif", CLEAN)):
+        tifffile.imwrite(tmp_path / name, tifffile.imread(source)[:256, :320])
     found = blocks(page)
     assert found
     for kind, text in found:
