@@ -24,7 +24,7 @@ import voidzoo as vz
 from tests.model_zoo import MODELS, Model, file, plane, step, torchscript, write
 from tests.onnx_net import normalised, two_convs
 from tests.test_model_zoo import CORE
-from tests.whole_image import Design, In, Out
+from tests.whole_image import Design, In, Out, arrays_order
 from voidzoo.cli import main as command
 from voidzoo.export import convert as converting
 from voidzoo.export import proof
@@ -133,15 +133,13 @@ def _convert_and_compare(model: Model, folder: Path) -> list[Check]:
         assert (rule.minimum, rule.step, rule.fixed) == (*FREED[name], False)
     if name in DECLARED:
         return checks
-    images = model.images(np.random.default_rng(), {a: r.minimum + 3 * r.step for a, r in package.rules.items()})
-    own = model.letters[model.main]
-    x = images[model.main].astype(np.float32)
-    x = x if "c" in own else x[None]
+    grown = {a: r.minimum + 3 * r.step for a, r in package.rules.items()}
+    images = model.images(np.random.default_rng(), model.legal if name in FREED else grown)  # the old one has one size
+    x = _channels_first(images[model.main].astype(np.float32), model.letters[model.main], space)
     session = ort.InferenceSession(package.onnx(), providers=["CPUExecutionProvider"])
     found = session.run(None, {"input": x[None]})[0][0]
     out = model.design.outputs[0]
-    expected = model.oracle(images)[out.id]
-    expected = expected if "c" in model.letters[out.id] else expected[None]
+    expected = _channels_first(model.oracle(images)[out.id], model.letters[out.id], space)
     lead = [int(model.lead.get(a, 0) * model.ratio(out.id)) for a in "c" + space]
     expected = expected[tuple(slice(n, -n or None) for n in lead)]  # the graph returns no more than it computes
     assert found.shape == expected.shape
@@ -150,6 +148,13 @@ def _convert_and_compare(model: Model, folder: Path) -> list[Check]:
     else:
         assert np.abs(found - expected).max() <= 2e-5 * max(float(np.abs(expected).max()), float(expected.std()))
     return checks
+
+
+def _channels_first(array: np.ndarray, letters: str, space: str) -> np.ndarray:
+    """An array of the model zoo, in the order i t c z y x, as (c, *space)."""
+    own = arrays_order(letters)
+    array, own = (array, own) if "c" in own else (array[None], "c" + own)
+    return array.transpose([own.index(a) for a in "c" + space])
 
 
 @pytest.mark.slow
