@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..zoo.image import Image
     from ..zoo.package import Package
 
-SMALLEST, LARGEST = 32, 256
-"""Sides (pixels) of the squares that are measured one by one."""
+SMALLEST, SMALL, LARGEST = 32, 64, 256
+"""Sides (pixels) of the squares that are measured one by one; below SMALL only where the image has no more."""
 SQUARES = 16
 """About so many of a plane, if it is large enough: enough for a spread."""
 
@@ -141,7 +141,7 @@ def _of_plane(
     name: str, place: list[str], noisy: NDArray[Any], result: NDArray[Any], truth: NDArray[Any] | None
 ) -> Iterator[_Square]:
     height, width = noisy.shape
-    side = int(min(LARGEST, height, width, max(SMALLEST, (height * width / SQUARES) ** 0.5)))
+    side = int(min(LARGEST, height, width, max(SMALL, (height * width / SQUARES) ** 0.5)))
     if side < SMALLEST:
         raise SizeError(f"the held-out image {name} is {height} x {width}; {SMALLEST} pixels each way are needed.")
     fitted, spread = (noisy, result), 0.0

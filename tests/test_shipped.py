@@ -45,7 +45,7 @@ def test_its_card_is_that_of_the_package_and_complete(name: str) -> None:
         assert (CARDS / link).read_bytes() == made.pictures[link]
     proof = card.split("## Proof")[1].split("## Where")[0]
     assert "FAILED" not in proof
-    assert re.search(r"whole = tiled \| max difference [\d.e-]+ std", proof)
+    assert re.search(r"whole = tiled \| max difference [\d.e+-]+ std", proof)
     assert re.search(r"bioimageio.core [\d.]+ \| status passed", proof)
 
 

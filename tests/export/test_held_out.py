@@ -45,7 +45,7 @@ def test_figures_are_those_of_skimage(shape: tuple[int, ...], axes: str, dims: i
     images = [pair(shape, axes, seed) for seed in np.random.default_rng().integers(0, 1000, 2)]
     found, pictures = measure(package, [i for i, _ in images], [t for _, t in images])
     side = found.side
-    assert found.squares == 2 * shape[-2] // side * (shape[-1] // side) * (shape[0] if axes == "zyx" else 1)
+    assert found.squares == 2 * (shape[-2] // side) * (shape[-1] // side) * (shape[0] if axes == "zyx" else 1)
     rows: dict[str, list[float]] = {f"{name} {when}": [] for name in ("psnr", "ssim") for when in ("before", "after")}
     contents: list[float] = []
     for noisy, truth in images:
