@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,8 @@ def site(out: Path, models: Sequence[str], *, overwrite: bool, as_json: bool) ->
     """`voidzoo site`."""
     check_place(out, overwrite=overwrite)
     left_out: dict[str, str] = {}
-    packages = list(_packages(models, left_out, as_json=as_json))
-    entries = write_site(packages, out, left_out, overwrite=overwrite)
+    entries = _entries(models, left_out, as_json=as_json)
+    write_site(entries, out, overwrite=overwrite)
     if as_json:
         shown = [{"name": e.name, "version": e.version, "page": f"{e.folder}/index.html",
                   "zip": f"{e.folder}/{e.zip}", "sha256": e.sha256} for e in entries]  # fmt: skip
@@ -71,38 +71,26 @@ def site(out: Path, models: Sequence[str], *, overwrite: bool, as_json: bool) ->
     say(f"site     {out / 'index.html'}   {len(entries)} model{'s' * (len(entries) != 1)}")
 
 
-def write_site(
-    packages: Sequence[Package], out: str | Path, left_out: dict[str, str] | None = None, *, overwrite: bool = False
-) -> list[Entry]:
-    """Write the site of packages that are zips, whole or not at all. -> what it shows, in their order.
+def write_site(entries: Sequence[Entry], out: str | Path, *, overwrite: bool = False) -> None:
+    """Write the pages of models and copy their zips, whole or not at all. overwrite: renew a site that lies there.
 
-    left_out: gets path -> why of packages that cannot be shown. overwrite: renew a site that lies there. Raises
-    PackageError where none can be shown, OutputError for a place that holds anything but a site.
+    Raises OutputError for a place that holds anything but a site, or that cannot be written.
     """
-    place = check_place(Path(out), overwrite=overwrite)
-    entries: list[Entry] = []
 
     def write(new: Path) -> None:
-        for package in packages:
-            try:
-                made = _entry(package, {e.folder.lower() for e in entries})
-                text = model_page(made)
-            except VoidzooError as error:
-                if left_out is None:
-                    raise
-                left_out[package.path] = error.what
-                continue
-            _write(made, text, new / made.folder)
-            entries.append(made)
-        if not entries:
-            raise _none(left_out or {})
+        for entry in entries:
+            folder = new / entry.folder
+            folder.mkdir(parents=True)
+            (folder / "index.html").write_text(model_page(entry), encoding="utf-8")
+            shutil.copyfile(entry.package.path, folder / entry.zip)
+            if entry.cover is not None:
+                (folder / "cover.png").write_bytes(entry.cover)
         (new / "index.html").write_text(index(entries), encoding="utf-8")
         files = sorted(f.relative_to(new).as_posix() for f in new.rglob("*") if f.is_file())
         told = {"made by": f"voidzoo site {__version__}", "files": [*files, RECORD]}
         (new / RECORD).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
-    replace_folder(place, write)
-    return entries
+    replace_folder(check_place(Path(out), overwrite=overwrite), write)
 
 
 def check_place(out: Path, *, overwrite: bool) -> Path:
@@ -135,22 +123,29 @@ def _recorded(folder: Path) -> set[str]:
     return set(map(str, listed(found.get("files")))) if "made by" in found else set()
 
 
-def _packages(words: Sequence[str], left_out: dict[str, str], *, as_json: bool) -> Iterator[Package]:
-    """Those that are named, else those that come with voidzoo and those of VOIDZOO_MODELS; each file once."""
-    found = [w for word in words for w in _zips(word)] if words else _here(left_out)
+def _entries(words: Sequence[str], left_out: dict[str, str], *, as_json: bool) -> list[Entry]:
+    """The models that are named, else those that come with voidzoo and those of VOIDZOO_MODELS; each file once.
+
+    left_out: gets path -> why of those that only lie in a folder and cannot be shown. Raises PackageError where one
+    that is named cannot be, or none is left.
+    """
+    named = [w for word in words for w in _zips(word)] if words else _here(left_out)
+    found: list[Entry] = []
     seen: set[Path] = set()
-    for word, in_folder in found:
+    for word, in_folder in named:
         try:
             package = open_package(word, watch=fetching(quiet=as_json))
+            if (path := Path(package.path).resolve()) not in seen:
+                found.append(entry_of(package, {e.folder.lower() for e in found}))
+                seen.add(path)
         except VoidzooError as error:
             if not in_folder:
                 raise
             left_out[str(word)] = error.what
-            continue
-        if (path := Path(package.path).resolve()) in seen:
-            continue
-        seen.add(path)
-        yield package
+    if not found:
+        why = "; ".join(f"{path}: {said}" for path, said in list(left_out.items())[:3])
+        raise PackageError("there are no models to show.", why, "--models FOLDER with zips, or --models MODEL.zip")
+    return found
 
 
 def _here(left_out: dict[str, str]) -> list[tuple[str | Path, bool]]:
@@ -171,8 +166,11 @@ def _zips(word: str) -> list[tuple[str | Path, bool]]:
     return [(p, True) for p in zips]
 
 
-def _entry(package: Package, taken: set[str]) -> Entry:
-    """What is shown of a package. taken: folders of others, in small letters, as some systems know no large ones."""
+def entry_of(package: Package, taken: Collection[str] = ()) -> Entry:
+    """What is shown of a package. taken: folders of others, in small letters, as some systems know no large ones.
+
+    Raises PackageError for one that is no zip, or whose weights reach beyond themselves.
+    """
     path = Path(package.path)
     if not package.files.is_zip:
         raise PackageError(
@@ -196,22 +194,9 @@ def _entry(package: Package, taken: set[str]) -> Entry:
     )  # fmt: skip
 
 
-def _write(entry: Entry, text: str, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    (folder / "index.html").write_text(text, encoding="utf-8")
-    shutil.copyfile(entry.package.path, folder / entry.zip)
-    if entry.cover is not None:
-        (folder / "cover.png").write_bytes(entry.cover)
-
-
 def _text(value: object) -> str:
     return " ".join(visible(str(value)).split())
 
 
 def _dims(axes: str) -> str:
     return ("3D" if "z" in axes else "2D") + (" and time" if "t" in axes else "")
-
-
-def _none(left_out: dict[str, str]) -> PackageError:
-    why = "; ".join(f"{path}: {said}" for path, said in list(left_out.items())[:3])
-    return PackageError("there are no models to show.", why, "--models FOLDER with zips, or --models MODEL.zip")

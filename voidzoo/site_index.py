@@ -23,6 +23,7 @@ MARKS = {
 FILTERS = {"method": "Method", "dims": "Dimensions", "tag": "Tag", "opens": "Opens in"}
 
 STYLE = """
+body{overflow-wrap:break-word}
 a{color:var(--mark)}
 a:focus-visible,input:focus-visible,select:focus-visible,button:focus-visible,summary:focus-visible{
 outline:3px solid var(--mark);outline-offset:2px}

@@ -36,7 +36,9 @@ border-radius:6px;padding:.55rem 1rem;overflow-wrap:anywhere}
 .pictures.wide{grid-template-columns:minmax(0,1fr)}
 pre.prose{font:inherit;font-size:.94rem}
 li{max-width:76ch;overflow-wrap:anywhere}
-@media (max-width:700px){.top{grid-template-columns:minmax(0,1fr)}.top img{max-width:300px}}
+thead th{white-space:nowrap}
+@media (max-width:700px){.top{grid-template-columns:minmax(0,1fr)}tbody th{white-space:normal}
+th,td{padding-right:.8rem;min-width:4.5em}}
 </style>"""
 
 
@@ -162,9 +164,9 @@ def _how(entry: Entry) -> list[str]:
         html.commands([line]),
         html.paragraph("takes images of any size, also larger than memory. In Python:"),
         html.commands(python),
-        html.paragraph("Where this page has an address, that of the zip will do for its name: "
-                       f"voidzoo predict ADDRESS/{entry.zip}#sha256={entry.sha256} ... insists on this very file."),
-    ]  # fmt: skip
+        html.paragraph("From a server, with ADDRESS for that of this folder, and nothing but this very file:"),
+        html.commands([predict_line(entry.package, f"ADDRESS/{entry.zip}#sha256={entry.sha256}")]),
+    ]
 
 
 def _people(package: Package) -> list[str]:
@@ -194,4 +196,6 @@ def _address(text: str) -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{shown(line)}</li>" for line in lines) + "</ul>"
+    """A list; `code` as Markdown has it."""
+    told = (re.sub("`([^`]+)`", r"<code>\1</code>", shown(line)) for line in lines)
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in told) + "</ul>"
