@@ -22,7 +22,7 @@ import voidzoo as vz
 from tests.browser import Browser, browsing
 from tests.packages import make_package, micrograph
 from tests.small_disk import SmallDisk
-from tests.web import zip_folder
+from tests.web import Server, zip_folder
 from voidzoo.cli import main
 from voidzoo.export.consumers import CONSUMERS
 from voidzoo.site_index import MARKS
@@ -247,6 +247,16 @@ def test_the_line_and_the_python_of_a_page_run(site: Path, tmp_path: Path, monke
     names: dict[str, Any] = {"array": pixels}
     exec("".join(t for t in told.inner if isinstance(t, str)), names)
     assert names["result"].shape == pixels.shape
+
+
+def test_a_copy_on_a_server_is_a_place_to_take_models_from(site: Path, lab: Path, web: Server) -> None:
+    """The address with the sha256 that the page tells opens the model; with another one it does not."""
+    shutil.copytree(site, web.folder / "ours")
+    line = page_of(site, "mito-1.2").all("pre")[-1].text
+    word = line.split("'")[1].replace("ADDRESS", f"{web.url}/ours/models/mito-1.2")
+    assert vz.open_package(word).sha256 == vz.open_package(lab / "mito-1.2.zip").sha256
+    with pytest.raises(vz.VoidzooError, match="sha256"):
+        vz.open_package(word.replace("mito-1.2.zip#", "../nuclei-3/nuclei-3.zip#"))
 
 
 def test_texts_of_strangers_stay_text(site: Path) -> None:

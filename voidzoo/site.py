@@ -26,6 +26,8 @@ RECORD = "site.json"
 """Lists the files of a site: a folder that holds others is not renewed."""
 COVER = 640
 """Pixels of a cover's longer side, at most."""
+MOST, SHORT = 600, 64
+"""Characters of a text on a tile, and of a name, version, method or licence there: a stranger's can be any."""
 OTHERS = "of others"
 """The method of a model that does not tell it, as in its card."""
 
@@ -183,19 +185,20 @@ def entry_of(package: Package, taken: Collection[str] = ()) -> Entry:
     covers = [c.get("source") if isinstance(c, dict) else c for c in listed(package.rdf.get("covers"))]
     pictures = (picture_of(package, str(c), COVER) for c in covers)
     cover = next((p for p in pictures if p is not None), None)
-    tags = tuple(_text(t) for t in listed(package.rdf.get("tags")))
-    licence, method = _text(package.rdf.get("license") or ""), _text(method_of(package)) or OTHERS
+    tags = tuple(_text(t, SHORT) for t in listed(package.rdf.get("tags")))
+    licence, method = _text(package.rdf.get("license") or "", SHORT), _text(method_of(package), SHORT) or OTHERS
     words = (package.name, path.stem, package.description, method, *tags, *package.channels_in, trained_on(package),
              licence, *people(package))  # fmt: skip
     return Entry(
-        package, folder, f"{Path(folder).name}.zip", path.stat().st_size, sha256_of(path), _text(package.name),
-        _text(package.version), _text(package.description), method, _dims(package.axes), len(package.channels_in),
-        licence, tags, tuple(map(_text, words)), cover, opens,
+        package, folder, f"{Path(folder).name}.zip", path.stat().st_size, sha256_of(path), _text(package.name, SHORT),
+        _text(package.version, SHORT), _text(package.description), method, _dims(package.axes),
+        len(package.channels_in), licence, tags, tuple(map(_text, words)), cover, opens,
     )  # fmt: skip
 
 
-def _text(value: object) -> str:
-    return " ".join(visible(str(value)).split())
+def _text(value: object, most: int = MOST) -> str:
+    text = " ".join(visible(str(value)).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _dims(axes: str) -> str:

@@ -36,9 +36,9 @@ border-radius:6px;padding:.55rem 1rem;overflow-wrap:anywhere}
 .pictures.wide{grid-template-columns:minmax(0,1fr)}
 pre.prose{font:inherit;font-size:.94rem}
 li{max-width:76ch;overflow-wrap:anywhere}
-thead th{white-space:nowrap}
+th{overflow-wrap:break-word}
 @media (max-width:700px){.top{grid-template-columns:minmax(0,1fr)}tbody th{white-space:normal}
-th,td{padding-right:.8rem;min-width:4.5em}}
+th,td{padding-right:.8rem}}
 </style>"""
 
 
@@ -48,7 +48,8 @@ def model_page(entry: Entry) -> str:
     measured, fault = _measured(package)
     parts = [
         _top(entry),
-        html.section("Measured on images that it has not seen", *_figures(package, measured, fault)),
+        html.section("Measured on images that it has not seen" if measured else "Validation",
+                     *_figures(package, measured, fault)),
         html.section("Limits", _limits(package)),
         html.section("Training data", *_data(package)),
         html.section("Training", *_training(package)),
@@ -56,10 +57,10 @@ def model_page(entry: Entry) -> str:
         html.section("How to run it", *_how(entry)),
         html.section("Who made it, what to cite", *_people(package)),
         footer(),
-    ]
+    ]  # fmt: skip
     back = f"<nav>{html.link('All models', '../../index.html')}</nav>"
     title = f"{entry.name} {entry.version}".strip()
-    return html.page(title, entry.description, parts, head=head() + STYLE, above=back)
+    return html.page(title, package.description, parts, head=head() + STYLE, above=back)
 
 
 def _top(entry: Entry) -> str:
@@ -133,24 +134,21 @@ def _training(package: Package) -> list[str]:
     if not settings:
         return [html.paragraph("Not trained with voidzoo; its own documentation tells how.")]
     training = mapped(ours.get("training"))
-    said = (
-        f"Trained with voidzoo {ours.get('version')}, seed {ours.get('seed')}: {training.get('epochs_done')} epochs, "
-        f"the weights of epoch {training.get('best_epoch')}, with the smallest loss on the part that was held out."
-    )
+    told = {
+        "voidzoo": ours.get("version"), "seed": ours.get("seed"), "epochs": training.get("epochs_done"),
+        "weights": f"of epoch {training['best_epoch']}, with the smallest loss on the part that was held out"
+        if training.get("best_epoch") is not None else None,
+    }  # fmt: skip
     recipe = f"<details><summary>recipe.yaml</summary>{html.commands([settings])}</details>"
-    return [html.paragraph(said), recipe]
+    return [html.facts({k: str(v) for k, v in told.items() if v is not None}), recipe]
 
 
 def _opens(entry: Entry) -> str:
-    how = {
-        "fiji": f"{FIJI}.", "ilastik": f"{ILASTIK}.",
-        "core": f"bioimageio predict {entry.zip} --inputs IMAGE.tif",
-    }  # fmt: skip
+    how = {"fiji": FIJI, "ilastik": ILASTIK, "core": f"bioimageio predict {entry.zip} --inputs IMAGE.tif"}
 
     def row(verdict: Verdict) -> tuple[str, str, str]:
-        told = how.get(verdict.consumer, "") if verdict.answer != "no" else ""
-        why = "; ".join(r.reason for r in verdict.reasons)
-        return CONSUMERS[verdict.consumer], verdict.answer, f"{told} {why}".strip()
+        told = [how[verdict.consumer]] if verdict.answer != "no" and verdict.consumer in how else []
+        return CONSUMERS[verdict.consumer], verdict.answer, "; ".join([*told, *(r.reason for r in verdict.reasons)])
 
     return html.table(("program", "opens", "how; or why not, or what is lost"), [row(v) for v in entry.verdicts])
 
