@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PICTURES = {"best": "best.png", "worst": "worst.png"}
 """Of held-out data, in packages that `export` measured."""
 LETTERS = {"b": "batch", "c": "channel", "t": "time"}
+FIJI = "Plugins > DeepImageJ > DeepImageJ Run, after the zip was installed with DeepImageJ Install (from file)"
+ILASTIK = "Neural Network Classification (Local), load the zip in Data Processing"
+"""How a package is opened there."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def make_card(package: Package, checks: Sequence[Check], verdicts: Sequence[Verd
         return found or f"TODO: {mend}"
 
     said = mapped(ours.get("card"))
-    measured = _measured(package)
+    measured = measured_of(package)
     pictures = _pictures(package, stem, measured)
     parts = {
         "": _head(package, need("licence", str(package.rdf.get("license") or ""), f"{FILE}: license: CC-BY-4.0")),
@@ -96,33 +99,36 @@ def _lasting(check: Check) -> str:
 
 def _head(package: Package, licence: str) -> str:
     """What it is: a sentence, a table, its cover."""
-    path, ours = Path(package.path), package.ours
-    network = mapped(ours.get("network"))
-    drawn = ", ".join(f"{k} {network[k]}" for k in ("depth", "filters") if k in network)
-    pixel = ", ".join(f"{a} {v:g}" for a, v in package.pixel_size.items()) or "not told"
+    path = Path(package.path)
     file = f"`{path.name}`"
     if path.is_file():
         file += f", {path.stat().st_size / 1e6:.1f} MB, sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
-    rows = [
-        ("method", " ".join([str(ours.get("method") or "of others"), *([f"(U-Net, {drawn})"] if drawn else [])])),
-        ("version", package.version),
-        ("input", _axes(package.main.letters, package.channels_in)),
-        ("legal sizes", "; ".join(f"{a} {r.minimum}" + (f" + n x {r.step}" if not r.fixed else "")
-                                  for a, r in package.rules.items())),
-        ("halo", ", ".join(f"{a} {r.halo}" for a, r in package.rules.items()) + " pixels"),
-        ("output", "; ".join(_axes(t.letters, t.channels) for t in package.outputs)
-         + (f", {', '.join(sorted(set(package.kinds)))}" if package.kinds else "")),
-        ("pixel size (um)", pixel),
-        ("grey values of the training", _range(ours)),
-        ("package", file),
-        ("licence of the model", licence),
-    ]  # fmt: skip
+    rows = [*told_of(package).items(), ("package", file), ("licence of the model", licence)]
     return f"# {_plain(package.name)}\n\n{_plain(package.description)}\n\n{_table(('', ''), rows)}"
 
 
 def _plain(text: str) -> str:
     """Words of a package, which may be anybody's, without their effect as HTML."""
     return escape(text, quote=False)
+
+
+def told_of(package: Package) -> dict[str, str]:
+    """What a package is, takes and gives, in words by their head."""
+    ours = package.ours
+    network = mapped(ours.get("network"))
+    drawn = ", ".join(f"{k} {network[k]}" for k in ("depth", "filters") if k in network)
+    return {
+        "method": " ".join([str(ours.get("method") or "of others"), *([f"(U-Net, {drawn})"] if drawn else [])]),
+        "version": package.version,
+        "input": _axes(package.main.letters, package.channels_in),
+        "legal sizes": "; ".join(f"{a} {r.minimum}" + (f" + n x {r.step}" if not r.fixed else "")
+                                 for a, r in package.rules.items()),
+        "halo": ", ".join(f"{a} {r.halo}" for a, r in package.rules.items()) + " pixels",
+        "output": "; ".join(_axes(t.letters, t.channels) for t in package.outputs)
+        + (f", {', '.join(sorted(set(package.kinds)))}" if package.kinds else ""),
+        "pixel size (um)": ", ".join(f"{a} {v:g}" for a, v in package.pixel_size.items()) or "not told",
+        "grey values of the training": _range(ours),
+    }  # fmt: skip
 
 
 def _axes(letters: str, channels: Sequence[str]) -> str:
@@ -146,8 +152,7 @@ def _data(said: Mapping[str, Any], ours: Mapping[str, Any], need: Any) -> str:
         "licence of the data", _plain(str(said.get("data_license") or "")), f"{FILE}: data_license: CC-BY-4.0"
     )
     training = mapped(ours.get("training"))
-    images = [f"* {i['name']}: {i['axes']}, {' x '.join(map(str, i['shape']))}, {i['dtype']}"
-              for i in listed(training.get("images")) if isinstance(i, Mapping)]  # fmt: skip
+    images = [f"* {image}" for image in images_of(ours)]
     lines = [
         words.rstrip(".") + ".",
         *([str(said["data_link"])] if said.get("data_link") else []),
@@ -157,18 +162,33 @@ def _data(said: Mapping[str, Any], ours: Mapping[str, Any], need: Any) -> str:
     return "\n\n".join(["  \n".join(lines), *(["\n".join(images)] if images else []), *([split] if split else [])])
 
 
+def images_of(ours: Mapping[str, Any]) -> list[str]:
+    """The images of the training: name, axes, shape and dtype of each, as far as they are told."""
+    found = []
+    for image in map(mapped, listed(mapped(ours.get("training")).get("images"))):
+        shape = " x ".join(map(str, listed(image.get("shape"))))
+        told = [str(part) for part in (image.get("axes"), shape, image.get("dtype")) if part]
+        found += [f"{image['name']}: {', '.join(told)}"] if image.get("name") else []
+    return found
+
+
+def settings_of(ours: Mapping[str, Any]) -> str:
+    """The recipe, a setting a line; empty where none is told."""
+    told = mapped(ours.get("recipe")).items()
+    return "\n".join(f"{k}: {json.dumps(v, default=str)}" for k, v in told if v is not None)
+
+
 def _training(ours: Mapping[str, Any]) -> str:
     recipe = mapped(ours.get("recipe"))
     if not recipe:
         return "Not trained with voidzoo; its own documentation tells how."
-    settings = "\n".join(f"{k}: {json.dumps(v)}" for k, v in recipe.items() if v is not None)
     training = mapped(ours.get("training"))
     done = (
         f"`voidzoo train {recipe.get('method')} IMAGES --recipe recipe.yaml`, voidzoo {ours.get('version')}, seed "
         f"{ours.get('seed')}: {training.get('epochs_done')} epochs, the weights of epoch {training.get('best_epoch')}, "
         "with the smallest loss on the part that was held out."
     )
-    return f"{done}\n\n<details><summary>recipe.yaml</summary>\n\n```yaml\n{settings}\n```\n\n</details>"
+    return f"{done}\n\n<details><summary>recipe.yaml</summary>\n\n```yaml\n{settings_of(ours)}\n```\n\n</details>"
 
 
 def _validation(
@@ -203,12 +223,12 @@ import voidzoo
 denoised = voidzoo.predict("{name}", array, axes="{axes}")
 ```
 
-Fiji: Plugins > DeepImageJ > DeepImageJ Run, after the zip was installed with DeepImageJ Install (from file). ilastik:
-Neural Network Classification (Local), load the zip in Data Processing. bioimageio.core:
+Fiji: {FIJI}. ilastik:
+{ILASTIK}. bioimageio.core:
 `bioimageio predict {name} --inputs {stack}.tif`. All take the raw image: its normalisation lies in the network."""
 
 
-def _measured(package: Package) -> Measured | None:
+def measured_of(package: Package) -> Measured | None:
     """What `export` measured. Raises PackageError where that cannot be read."""
     found = package.ours.get("measured")
     if not found:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 UNITS = {"psnr": "dB", "ssim": "", "removed": "grey values", "leak": "", "lag x": "", "lag y": ""}
+SPREAD = "Mean and standard deviation over the squares. Of the half of them that shows most:"
+"""What stands under the table and above the best and the worst square."""
 NAMES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
@@ -63,18 +65,20 @@ class Measured:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """The opposite of `to_json`. Raises KeyError, TypeError for anything else."""
+        """The opposite of `to_json`. Raises KeyError, TypeError, ValueError, AttributeError for anything else."""
         figures = tuple(
-            Figure(name, *(tuple(pairs[k]) if k in pairs else None for k in ("after", "before", "gain")))  # type: ignore[arg-type]
+            Figure(name, _pair(pairs["after"]), *(_pair(pairs[k]) if k in pairs else None for k in ("before", "gain")))
             for name, pairs in found["figures"].items()
         )
+        if unknown := [f.name for f in figures if f.name not in NAMES]:
+            raise KeyError(*unknown)
         return cls(
-            tuple(found["images"]), tuple(found["truths"]), int(found["squares"]), int(found["side"]), figures,
-            Case(**found["best"]), Case(**found["worst"]),
+            tuple(map(str, found["images"])), tuple(map(str, found["truths"])), int(found["squares"]),
+            int(found["side"]), figures, Case(**found["best"]), Case(**found["worst"]),
         )  # fmt: skip
 
-    def text(self) -> str:
-        """Markdown: what was measured how, a table, what the two pictures show."""
+    def how(self) -> str:
+        """What was measured how, in words."""
         images, truths = ", ".join(self.images), ", ".join(self.truths)
         squares = f"{self.squares} squares of {self.side} x {self.side} pixels"
         how = f"Measured in {squares} of {images}, which the training has not seen"
@@ -89,16 +93,31 @@ class Measured:
                 ". There is no clean image of this place, so what was taken away is looked at: white noise has no "
                 "correlation with the result or with its neighbours, so numbers near 0 are good."
             )
-        rows = [f"| {NAMES[f.name]}{f' ({UNITS[f.name]})' * bool(UNITS[f.name])} | " + " | ".join(
-            [_said(f.before), _said(f.after), _said(f.gain)] if self.truths else [_said(f.after)]) + " |"
-            for f in self.figures]  # fmt: skip
-        head = ["| | as it came | denoised | gain |", "|---|---|---|---|"] if self.truths else ["| | |", "|---|---|"]
+        return how
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Heads, and a row a figure: its name, and mean and standard deviation over the squares."""
+        rows = [
+            (f"{NAMES[f.name]}{f' ({UNITS[f.name]})' * bool(UNITS[f.name])}",
+             *([_said(f.before), _said(f.after), _said(f.gain)] if self.truths else [_said(f.after)]))
+            for f in self.figures
+        ]  # fmt: skip
+        return ("", "as it came", "denoised", "gain") if self.truths else ("", ""), rows
+
+    def text(self) -> str:
+        """Markdown: what was measured how, a table, what the two pictures show."""
+        head, rows = self.table()
+        top = ["| " + " ".join(f"{h} |" if h else "|" for h in head), "|---" * len(head) + "|"]
         return "\n".join([
-            how, "", *head, *rows, "", "Mean and standard deviation over the squares. Of the half of them that shows "
-            "most:", "",
+            self.how(), "", *top, *("| " + " | ".join(row) + " |" for row in rows), "", SPREAD, "",
             f"Best: {self.best.image}, {self.best.where}: {self.best.said}.", "",
             f"Worst: {self.worst.image}, {self.worst.where}: {self.worst.said}.",
         ])  # fmt: skip
+
+
+def _pair(found: Sequence[Any]) -> tuple[float, float]:
+    mean, spread = found
+    return float(mean), float(spread)
 
 
 def _said(pair: tuple[float, float] | None) -> str:

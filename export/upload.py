@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import ImageError, PackageError
 from ..zoo.package_files import MAX_COVER, MAX_TEXT
+from ..zoo.pictures import strangers_picture
 from .about import FILE, orcid_is_right
 from .facts import listed, mapped
 
@@ -22,7 +22,6 @@ MOST_COVER = 500_000
 """Bytes of a cover."""
 RATIOS = (1.0, 2.0)
 """Width by height of a cover."""
-PICTURES = ("PNG", "JPEG", "GIF")
 MOST_DETAIL = 300
 """Characters of a line: what was found can be anything."""
 
@@ -122,19 +121,8 @@ def _cover(package: Package) -> Item:
 
 def _picture(data: bytes) -> tuple[tuple[int, int], str]:
     """Width, height and kind, as the header says: no pixel is unpacked. Raises ImageError for what is no picture."""
-    import struct
-    import warnings
-
-    from PIL import Image as Pillow
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is large is said below
-            with Pillow.open(io.BytesIO(data), formats=PICTURES) as picture:
-                return picture.size, str(picture.format)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, OverflowError, MemoryError,
-            Pillow.DecompressionBombError) as error:  # fmt: skip
-        raise ImageError(f"it is no {', '.join(PICTURES)} of a size that can be shown ({error}).") from error
+    with strangers_picture(data) as picture:
+        return picture.size, str(picture.format)
 
 
 def _documentation(package: Package) -> Item:

@@ -315,6 +315,24 @@ def show(model: opt.ModelName, json: opt.Json = False) -> None:
 
 
 @app.command()
+def site(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|ZIP", help="These models; default: those of `list` but for the fetched. Repeatable."
+        ),
+    ] = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+) -> None:
+    """Models as web pages that need no server: covers, search, filters, a page and a download each."""
+    from .site import site as run
+
+    run(out, models or [], overwrite=overwrite, as_json=json)
+
+
+@app.command()
 def doctor(json: opt.Json = False) -> None:
     """What is installed, and which devices really run a network."""
     from .doctor import doctor as run

@@ -76,9 +76,9 @@ def card_json(package: Package) -> dict[str, Any]:
         },
         "pixel_size": package.pixel_size, "weights": {w.kind: w.sha256 for w in package.weights},
         "other_weights": list(package.other_weights), "trained_on": trained_on(package),
-        "licence": str(package.rdf.get("license") or ""), "authors": _people(package),
+        "licence": str(package.rdf.get("license") or ""), "authors": people(package),
         "validation": validation_of(package), "opens": {v.consumer: v.answer for v in verdicts(package)},
-        "predict": _line(package),
+        "predict": predict_line(package, package.named),
     }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def _lines(package: Package) -> Iterator[tuple[str, str]]:
     yield "weights", _weights(package)
     yield "trained", trained_on(package)
     yield "licence", str(rdf.get("license") or "none is told")
-    yield "authors", ", ".join(_people(package))
+    yield "authors", ", ".join(people(package))
     for entry in map(mapped, listed(rdf.get("cite"))):
         if entry.get("text"):
             yield "cite", f"{entry['text']} {entry.get('doi') or entry.get('url') or ''}".strip()
@@ -122,7 +122,7 @@ def _lines(package: Package) -> Iterator[tuple[str, str]]:
     for verdict in verdicts(package):
         why = f": {verdict.reasons[0].reason}" if verdict.reasons else ""
         yield "opens", f"{CONSUMERS[verdict.consumer]}: {verdict.answer}{why}"
-    yield "next", _line(package)
+    yield "next", predict_line(package, package.named)
 
 
 def _wrapped(lines: Iterator[tuple[str, str]]) -> Iterator[str]:
@@ -157,13 +157,14 @@ def _weights(package: Package) -> str:
     return ", ".join([*kinds, *others])
 
 
-def _people(package: Package) -> list[str]:
+def people(package: Package) -> list[str]:
+    """The names of the authors."""
     return [str(p["name"]) for p in map(mapped, listed(package.rdf.get("authors"))) if p.get("name")]
 
 
-def _line(package: Package) -> str:
-    """The command that predicts with it; empty where nothing does."""
+def predict_line(package: Package, word: str) -> str:
+    """The command that predicts with it, by a word that names it; empty where nothing does."""
     if not package.weights:
         return ""
     trust = ["--trust-code"] if package.weights[0].kind == "pytorch_state_dict" else []
-    return shlex.join(["voidzoo", "predict", package.named, "IMAGE", "-o", "OUT.ome.zarr", *trust])
+    return shlex.join(["voidzoo", "predict", word, "IMAGE", "-o", "OUT.ome.zarr", *trust])

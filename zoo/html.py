@@ -1,7 +1,12 @@
-"""A report: one HTML file without scripts or outside links. Page, sections, tables, pictures."""
+"""A report: one HTML file without scripts or outside links. Page, sections, tables, pictures.
+
+Texts may be those of strangers: all are escaped, but for `Markup`. A page with a script or links is made of the same.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import visible
 from .pictures import enlarge, loss_curve, stretch
 
 if TYPE_CHECKING:
@@ -59,6 +65,38 @@ img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
 """
 
 
+class Markup(str):
+    """HTML, taken as it is wherever the functions below take text."""
+
+    __slots__ = ()
+
+
+def shown(text: str) -> str:
+    """Text as HTML: escaped, without characters that turn the direction of writing or cannot be in a page."""
+    return text if isinstance(text, Markup) else escape(visible(text))
+
+
+def link(text: str, address: str, attributes: str = "") -> Markup:
+    """A link within the site; attributes: HTML."""
+    return Markup(f'<a href="{shown(address)}"{attributes and " " + attributes}>{shown(text)}</a>')
+
+
+def outside(text: str, address: str = "") -> Markup:
+    """A link to an address (by default the text) that a stranger names: only http and https, else the text alone."""
+    address = address or text
+    if not re.fullmatch(r"https?://[^\s<>\"'`\\]+", address, re.IGNORECASE):
+        return Markup(shown(text))
+    return link(text, address, 'rel="noopener noreferrer"')
+
+
+def data(name: str, value: Any) -> str:
+    """Values for a script, as JSON in an element with the id `name`: nothing in them ends that element."""
+    text = json.dumps(value, ensure_ascii=True)
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return f'<script type="application/json" id="{escape(name)}">{text}</script>'
+
+
 @dataclass(frozen=True)
 class Picture:
     """A PNG with its title and a caption (plain text, escaped when shown)."""
@@ -83,35 +121,38 @@ def picture(plane: NDArray[Any], grey: tuple[float, float], title: str, caption:
     return Picture(buffer.getvalue(), title, caption)
 
 
-def page(title: str, lead: str, parts: Iterable[str]) -> str:
-    """A whole page. title and lead are plain text; parts come from the functions below."""
+def page(title: str, lead: str, parts: Iterable[str], *, head: str = "", above: str = "") -> str:
+    """A whole page. title and lead are plain text; parts come from the functions below. head: more of the page's head,
+    above: what stands over the title, both HTML.
+    """
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+        f"<title>{shown(title)}</title><style>{STYLE}</style>{head}"
     )
-    body = f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>' + "\n".join(parts)
+    told = "\n".join(parts)
+    body = f'<header>{above}<h1>{shown(title)}</h1><p class="lead">{shown(lead)}</p></header><main>{told}</main>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def section(heading: str, *parts: str) -> str:
     """A heading (plain text) and what comes under it."""
-    return f"<section><h2>{escape(heading)}</h2>" + "\n".join(parts) + "</section>"
+    return f"<section><h2>{shown(heading)}</h2>" + "\n".join(parts) + "</section>"
 
 
 def paragraph(text: str) -> str:
     """Plain text."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{shown(text)}</p>"
 
 
 def commands(lines: Sequence[str]) -> str:
     """Lines to paste."""
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+    return f"<pre>{shown(chr(10).join(lines))}</pre>"
 
 
 def numbers(pairs: Sequence[tuple[str, str]]) -> str:
     """The figures that matter, large: (figure, what it is)."""
     return '<div class="numbers">' + "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in pairs
+        f"<div><b>{shown(value)}</b><span>{shown(label)}</span></div>" for value, label in pairs
     ) + "</div>"  # fmt: skip
 
 
@@ -122,27 +163,29 @@ def facts(rows: Mapping[str, str]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain text; the first column names the row."""
-    top = "<thead><tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr></thead>" if head else ""
+    top = "<thead><tr>" + "".join(f'<th scope="col">{shown(h)}</th>' for h in head) + "</tr></thead>" if head else ""
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(c)}</td>" for c in rest) + "</tr>"
+        f'<tr><th scope="row">{shown(first)}</th>' + "".join(f"<td>{shown(c)}</td>" for c in rest) + "</tr>"
         for first, *rest in rows
     )
     return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def pictures(many: Sequence[Picture], kind: str = "") -> str:
-    """Pictures in a row of three. kind: zoom (a click shows every pixel), sharp (enlarged ones), plot (a wide one)."""
-    return f'<div class="pictures {kind}">' + "".join(_figure(p, zoom=kind == "zoom") for p in many) + "</div>"
+    """Pictures in a row of three. kind: zoom (a click shows every pixel), sharp (enlarged ones), plot (a wide one), or
+    words of these with spaces between them.
+    """
+    return f'<div class="pictures {kind}">' + "".join(_figure(p, zoom="zoom" in kind) for p in many) + "</div>"
 
 
 def _figure(one: Picture, *, zoom: bool) -> str:
     width, height = one.size
     source = "data:image/png;base64," + b64encode(one.png).decode("ascii")
-    title = escape(one.title)
+    title = shown(one.title)
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{title}">'
     if zoom:
         image = f'<label><input type="checkbox" aria-label="every pixel of {title}">{image}</label>'
-    caption = f"<span>{escape(one.caption)}</span>" if one.caption else ""
+    caption = f"<span>{shown(one.caption)}</span>" if one.caption else ""
     return f"<figure><figcaption><b>{title}</b>{caption}</figcaption>{image}</figure>"
 
 
@@ -162,7 +205,7 @@ def residual(noisy: NDArray[Any], denoised: NDArray[Any], window: int = 9) -> st
     left = noisy.astype(np.float64) - denoised
     smooth = uniform_filter(left, window)
     wide, narrow = 3 * float(left.std()), 4 * float(smooth.std())
-    shown = [
+    taken = [
         picture(left, (-wide, wide), "noisy - denoised", f"black to white: ±{wide:.0f} grey values, 0 is mid grey"),
         picture(smooth, (-narrow, narrow), f"its mean over {window} x {window} pixels", f"±{narrow:.1f} grey values"),
     ]
@@ -174,4 +217,4 @@ def residual(noisy: NDArray[Any], denoised: NDArray[Any], window: int = 9) -> st
         f"what of it hides under the noise. Mean over the brightest 5 % of the denoised pixels {bright:+.2f}, over the "
         f"darker half {dark:+.2f} grey values: above 0, the denoised image is too dark there. Click for every pixel."
     )
-    return paragraph(text) + pictures(shown, "zoom")
+    return paragraph(text) + pictures(taken, "zoom")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import SizeError
+from .errors import ImageError, SizeError
 from .files import replace_file
 from .quantiles import percentiles
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+KINDS = ("PNG", "JPEG", "GIF")
+MOST_PIXELS = 50_000_000
+"""Of a stranger's picture: larger ones are not unpacked."""
 GAP = 8
 """White pixels between pictures side by side."""
 LABEL = 18
@@ -32,6 +37,52 @@ def contrast(pixels: NDArray[Any], low: float = 0.1, high: float = 99.9) -> tupl
         return 0.0, 1.0
     a, b = percentiles(flat, (low, high))
     return float(a), float(b)
+
+
+@contextmanager
+def strangers_picture(data: bytes) -> Iterator[Any]:
+    """A stranger's PNG, JPEG or GIF, opened with Pillow: no pixel is unpacked yet.
+
+    Raises ImageError for what is no such picture, also where that is seen only while its pixels are read.
+    """
+    import struct
+    import warnings
+
+    from PIL import Image as Pillow
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is large is said by those who mind
+            with Pillow.open(BytesIO(data), formats=KINDS) as picture:
+                yield picture
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, OverflowError, MemoryError,
+            Pillow.DecompressionBombError) as error:  # fmt: skip
+        raise ImageError(f"it is no {', '.join(KINDS)} of a size that can be shown ({error}).") from error
+
+
+def redrawn(data: bytes, side: int) -> bytes:
+    """A stranger's picture -> a PNG of its pixels and nothing else, at most `side` pixels each way.
+
+    Raises ImageError for what is no PNG, JPEG or GIF, or has more than MOST_PIXELS.
+    """
+    with strangers_picture(data) as picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels")
+        drawn = _eight_bits(picture)
+        drawn.thumbnail((side, side))
+        buffer = BytesIO()
+        drawn.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _eight_bits(picture: Any) -> Any:
+    """Grey stays grey, 16 and 32 bits are stretched, all else has colours."""
+    from PIL import Image as Pillow
+
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture, np.float32)
+        return Pillow.fromarray(stretch(values, (float(values.min()), float(values.max()))))
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGBA")
 
 
 def stretch(plane: NDArray[Any], grey: tuple[float, float]) -> NDArray[np.uint8]:
