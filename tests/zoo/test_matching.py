@@ -180,7 +180,7 @@ found = []
 with np.load(sys.argv[1]) as file:
     for k in range(len(file.files) // 2):
         for iou in json.loads(sys.argv[2]):
-            m = matching(file[f"t{k}"], file[f"p{k}"], thresh=np.nextafter(iou, 1))  # its >= becomes a >
+            m = matching(file[f"t{k}"], file[f"p{k}"], thresh=iou + 1e-7)  # in float32 its >= becomes a >
             found.append([m.tp, m.fp, m.fn, m.accuracy, m.precision, m.recall, m.f1, m.panoptic_quality])
 print(json.dumps([[float(v) for v in row] for row in found]))
 """
@@ -188,9 +188,12 @@ print(json.dumps([[float(v) for v in row] for row in found]))
 
 @pytest.mark.slow
 def test_figures_are_those_of_stardist(tmp_path: Path) -> None:
-    """Its matching on 12 random pairs in 2D and 3D at thresholds below and above a half: all eight figures agree."""
+    """Its matching on 12 random pairs in 2D and 3D at thresholds below and above a half: all eight figures agree.
+
+    It holds IoUs as float32, so that a threshold that is an IoU would be met or missed by rounding: none of these can be.
+    """
     rng = np.random.default_rng()
-    ious = [0.1, 0.3, 0.45, 0.5, 0.6, 0.75, 0.9]
+    ious = [0.1001, 0.3003, 0.4507, 0.5, 0.6007, 0.7511, 0.9001]
     arrays, expected = {}, []
     for k in range(12):
         shape = (48, 64) if k % 2 else (12, 32, 24)
@@ -204,7 +207,7 @@ def test_figures_are_those_of_stardist(tmp_path: Path) -> None:
     np.savez(tmp_path / "pairs.npz", **arrays)
     python = make_environment(tmp_path / "stardist", *STARDIST)
     found = told(python, SCRIPT, tmp_path / "pairs.npz", json.dumps(ious))
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, ...], step: int = 8) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ from . import intensities as grey
 from .evaluation import Evaluation, Row
 from .intensities import Intensities, checked_range
 from .objects import IOUS, Objects, overlaps
-from .pair import Pair, part_text, read
+from .pair import Pair, read
 
 KINDS = ("labels", "intensities")
 LOOKED_AT = 512
@@ -56,7 +56,7 @@ def _judged(
     for pair in pairs:
         of_pair = []
         for part in pair.parts():
-            of_pair.append(Row(pair.name, part_text(part), judge(pair, part)))
+            of_pair.append(Row(pair.name, part, judge(pair, part)))
         pair.close()
         rows += of_pair
         notes += _notes(pair, of_pair)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +22,16 @@ COUNTS = ("truth_objects", "predicted_objects", "tp", "fp", "fn", "range")
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one image, or of one part of it (`t 3, z 12`)."""
+    """The figures of one image, or of one part of it, which lies `at` these indices (by letter) of its other axes."""
 
     image: str
-    part: str
+    at: Mapping[str, int]
     found: Objects | Intensities
+
+    @property
+    def part(self) -> str:
+        """E.g. `t 3, z 12`; empty for the whole image."""
+        return ", ".join(f"{a} {i}" for a, i in self.at.items())
 
     @property
     def figures(self) -> dict[str, float]:

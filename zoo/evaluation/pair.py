@@ -102,12 +102,7 @@ def read(image: Image, part: Mapping[str, int], box: Box) -> NDArray[Any]:
     return pixels.reshape([s.stop - s.start for a, s in box.items()])
 
 
-def part_text(part: Mapping[str, int]) -> str:
-    """E.g. `t 3, z 12`; empty for the whole."""
-    return ", ".join(f"{a} {i}" for a, i in part.items())
-
-
 def _mend(found: Mapping[str, int], true: Mapping[str, int]) -> str:
     if sorted(found.values()) == sorted(true.values()) and set(found) != set(true):
-        return f"--axes {''.join(true)}, if these are the axes of the prediction; --truth-axes for the truth"
-    return "the truth of this image, at its size; --level, --series and --axes say what is read of a file"
+        return f"--axes {''.join(true)}, if these are the axes of the prediction; --truth-axes for those of the truth"
+    return "the truth of this image, of the same shape"

@@ -13,8 +13,11 @@ from .objects import overlaps
 from .pair import read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from .evaluation import Evaluation
     from .overlaps import Overlaps
     from .pair import Pair
 
@@ -25,6 +28,23 @@ LINE = 22
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 FOUND, MADE_UP, MISSED = (86, 180, 233), (230, 159, 0), (204, 121, 167)
 """Sky blue, orange, reddish purple: told apart by all kinds of colour vision. Source: Okabe and Ito 2008."""
+
+
+def draw_all(pairs: Sequence[Pair], found: Evaluation, iou: float, place: Path) -> list[Path]:
+    """Draw each pair: one into the file `place`, several into the folder `place`, as NAME.png; of its parts the one
+    with the lowest AP. -> the files.
+    """
+    rows = list(found.rows)
+    drawn = []
+    for pair in pairs:
+        own = [rows.pop(0) for _ in pair.parts()]
+        scores = [r.found.figures[f"ap_{iou:g}"] for r in own]
+        worst = own[int(np.nanargmin(scores))] if not np.isnan(scores).all() else own[0]
+        drawn.append(place if len(pairs) == 1 else place / f"{pair.name}.png")
+        drawn[-1].parent.mkdir(parents=True, exist_ok=True)
+        draw_matches(pair, dict(worst.at), iou, drawn[-1])
+        pair.close()
+    return drawn
 
 
 def draw_matches(pair: Pair, part: dict[str, int], iou: float, path: str | Path) -> None:
