@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .infer.place import Place
+from .infer.place import Place, stem
 from .infer.plan import Choices, Plan, Target
 from .infer.planning import make_plan
 from .infer.run import run_in_memory, run_plan
@@ -121,6 +121,7 @@ def evaluate(
     """
     from .pairs import paired
     from .zoo.evaluation.evaluate import evaluate as judge
+    from .zoo.evaluation.evaluate import kind_of
     from .zoo.evaluation.objects import IOUS
     from .zoo.evaluation.pair import Pair
 
@@ -135,24 +136,29 @@ def evaluate(
         for p, t in zip(*several, strict=True)
     ]
     ious = IOUS if iou is None else tuple(iou)
-    place = None if picture is None else _picture_place(Path(picture), len(pairs))
+    places = [] if picture is None else _picture_places(Path(picture), [p.name for p in pairs])
+    if places and kind_of(pairs, kind)[0] != "labels":
+        raise RecipeError("intensities have no matches to draw.", mend="leave out --picture")
     found = judge(pairs, kind=kind, iou=ious, data_range=data_range, affine=affine)
-    if place is not None:
+    if places:
         from .zoo.evaluation.picture import draw_all
 
-        if found.kind != "labels":
-            raise RecipeError("intensities have no matches to draw.", mend="leave out --picture")
-        draw_all(pairs, found, ious[0], place)
+        draw_all(pairs, found, ious[0], places)
     return found
 
 
-def _picture_place(place: Path, images: int) -> Path:
-    """Raise OutputError where one picture should go into a folder, or several into a file."""
+def _picture_places(place: Path, names: Sequence[str]) -> list[Path]:
+    """One picture is a file, several go into a folder under their names. Raises OutputError for the other way round."""
+    images = len(names)
     if images == 1 and place.suffix.lower() != ".png":
         raise OutputError(f"{place}: the picture is a PNG.", mend=f"--picture {place.with_suffix('.png')}")
     if images > 1 and place.suffix:
         raise OutputError(f"{images} pictures need a folder, not {place}.", mend=f"--picture {place.with_suffix('')}")
-    return place
+    if images == 1:
+        return [place]
+    stems = [stem(name) for name in names]
+    twice = len(set(stems)) < images  # arrays have no names of their own
+    return [place / (f"{s}-{i}.png" if twice else f"{s}.png") for i, s in enumerate(stems)]
 
 
 def need_torch(verb: str) -> None:

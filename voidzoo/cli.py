@@ -296,23 +296,15 @@ def predict(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[list[str], typer.Argument(metavar="PREDICTION", help="Images, folders or patterns.")],
-    truth: Annotated[list[str], typer.Option(help="An image, folder or 'pattern'; repeatable. Several pair by name.")],
+    predictions: Annotated[list[str], typer.Argument(metavar="PREDICTION", help="Images, folders, 'patterns'.")],
+    truth: Annotated[list[str], typer.Option(metavar="IMAGE", help="Or a folder; several pair by name.")],
     kind: Annotated[str | None, typer.Option(help="labels or intensities; else guessed.")] = None,
-    iou: Annotated[
-        str | None, typer.Option(help="labels: thresholds, e.g. 0.5,0.75. Default: 0.5,0.55,...,0.95.")
-    ] = None,
-    data_range: Annotated[
-        str, typer.Option("--range", help="intensities: grey values, e.g. 255; truth (of each image); or dtype.")
-    ] = "truth",
-    affine: Annotated[
-        bool, typer.Option("--affine", help="intensities: also after the best gain and offset of each.")
-    ] = False,
+    iou: Annotated[str | None, typer.Option(help="labels: thresholds, e.g. 0.5,0.75.")] = None,
+    data_range: Annotated[str, typer.Option("--range", help="PSNR: grey values, truth or dtype.")] = "truth",
+    affine: Annotated[bool, typer.Option("--affine", help="PSNR: also after the best fit.")] = False,
     planes: Annotated[bool, typer.Option("--planes", help="Each plane of a stack by itself.")] = False,
     csv: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="A line an image, mean, pooled.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="labels: draw the matches; a folder for several.")
-    ] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="labels: the matches; or a folder.")] = None,
     axes: opt.Axes = None,
     truth_axes: Annotated[str | None, typer.Option(metavar="AXES", help="Those of the truth, if others.")] = None,
     stack: opt.Stack = None,

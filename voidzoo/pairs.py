@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from .many import stem
+from .infer.place import stem
 from .zoo.errors import ImageError, nearest
 from .zoo.readers.bioio import FORMATS
 from .zoo.readers.ome_zarr import is_zarr

@@ -53,10 +53,9 @@ def evaluation_text(found: Evaluation) -> str:
     if len(ious) > 1:
         lines += ["", *_by_threshold(found, ious)]
     if partly := {n: c for n, c in found.counted.items() if c < len(found.rows) and n in columns.values()}:
-        said = ", ".join(f"{_head(columns, n)} of {c}" for n, c in partly.items())
-        lines.append(
-            f"- is 0/0: no figure, and left out of the mean, which is that of {said} of {len(found.rows)} images"
-        )
+        said = ", ".join(f"{_head(columns, n)} over {c}" for n, c in partly.items())
+        means = f"; means are over the other images: {said} of {len(found.rows)}" if len(found.rows) > 1 else ""
+        lines.append(f"- is 0/0, no figure{means}")
     return "\n".join(lines)
 
 
@@ -86,11 +85,15 @@ def _rows(found: Evaluation, columns: Mapping[str, str]) -> list[list[str]]:
 def _ends(found: Evaluation, columns: Mapping[str, str]) -> list[list[str]]:
     if len(found.rows) == 1:
         return []
+    what = "counts" if found.kind == "labels" else "errors"
     mean = [
         "" if n not in found.mean else cell
         for n, cell in zip(columns.values(), _cells(found.mean, columns), strict=True)
     ]
-    return [[f"mean of {len(found.rows)} images", *mean], ["all as one (counts added)", *_cells(found.pooled, columns)]]
+    return [
+        [f"mean of {len(found.rows)} images", *mean],
+        [f"all as one ({what} added)", *_cells(found.pooled, columns)],
+    ]
 
 
 def _by_threshold(found: Evaluation, ious: Sequence[str]) -> list[str]:

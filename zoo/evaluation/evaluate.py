@@ -34,19 +34,24 @@ def evaluate(
     Raises RecipeError for another kind, threshold or range, DtypeError for labels that are no integers, ValuesError
     for negative ones and for NaN.
     """
-    if kind is not None and kind not in KINDS:
-        raise RecipeError(f"there is no kind {kind!r}{nearest(kind, KINDS)}.", mend="--kind labels or intensities")
-    if not pairs:
-        raise RecipeError("there is nothing to evaluate.", mend="at least one prediction and its truth")
     wrong = [t for t in iou if not 0 <= t < 1]
     if wrong or not iou:
         raise RecipeError(f"IoU thresholds lie from 0 to below 1, not {wrong or 'none'}.", mend="--iou 0.5,0.75")
-    found, why = (kind, "") if kind is not None else guessed(pairs[0])
+    found, why = kind_of(pairs, kind)
     if found == "labels":
         return _judged(pairs, lambda p, at: Objects.of(overlaps(p, at), iou), found, why)
     for pair in pairs:
         checked_range(data_range, pair.truth.dtype)
     return _judged(pairs, lambda p, at: grey.compare(p, at, data_range, affine=affine), found, why)
+
+
+def kind_of(pairs: Sequence[Pair], kind: str | None) -> tuple[str, str]:
+    """(kind, what it was guessed from); nothing is guessed where it was said. Raises as `evaluate`."""
+    if kind is not None and kind not in KINDS:
+        raise RecipeError(f"there is no kind {kind!r}{nearest(kind, KINDS)}.", mend="--kind labels or intensities")
+    if not pairs:
+        raise RecipeError("there is nothing to evaluate.", mend="at least one prediction and its truth")
+    return (kind, "") if kind is not None else _guessed(pairs[0])
 
 
 def _judged(
@@ -63,7 +68,7 @@ def _judged(
     return Evaluation(kind, why, tuple(rows), tuple(notes))
 
 
-def guessed(pair: Pair) -> tuple[str, str]:
+def _guessed(pair: Pair) -> tuple[str, str]:
     """(kind, why): from the dtypes, and from whether neighbouring pixels are mostly equal, as only labels are.
 
     Raises DtypeError for floats that look like labels.

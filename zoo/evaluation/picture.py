@@ -30,21 +30,16 @@ FOUND, MADE_UP, MISSED = (86, 180, 233), (230, 159, 0), (204, 121, 167)
 """Sky blue, orange, reddish purple: told apart by all kinds of colour vision. Source: Okabe and Ito 2008."""
 
 
-def draw_all(pairs: Sequence[Pair], found: Evaluation, iou: float, place: Path) -> list[Path]:
-    """Draw each pair: one into the file `place`, several into the folder `place`, as NAME.png; of its parts the one
-    with the lowest AP. -> the files.
-    """
+def draw_all(pairs: Sequence[Pair], found: Evaluation, iou: float, places: Sequence[Path]) -> None:
+    """Draw each pair into its file, a PNG: of its parts the one with the lowest AP. Raises OutputError."""
     rows = list(found.rows)
-    drawn = []
-    for pair in pairs:
+    for pair, place in zip(pairs, places, strict=True):
         own = [rows.pop(0) for _ in pair.parts()]
         scores = [r.found.figures[f"ap_{iou:g}"] for r in own]
         worst = own[int(np.nanargmin(scores))] if not np.isnan(scores).all() else own[0]
-        drawn.append(place if len(pairs) == 1 else place / f"{pair.name}.png")
-        drawn[-1].parent.mkdir(parents=True, exist_ok=True)
-        draw_matches(pair, dict(worst.at), iou, drawn[-1])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draw_matches(pair, dict(worst.at), iou, place)
         pair.close()
-    return drawn
 
 
 def draw_matches(pair: Pair, part: dict[str, int], iou: float, path: str | Path) -> None:
@@ -56,7 +51,7 @@ def draw_matches(pair: Pair, part: dict[str, int], iou: float, path: str | Path)
     at, box = pair.middle(LARGEST)
     at |= part
     truth, prediction = (read(image, at, box) for image in (pair.truth, pair.prediction))
-    factor = max(1, SMALLEST // max(truth.shape))
+    factor = -(-SMALLEST // max(truth.shape))
     canvas = coloured(enlarge(truth, factor), enlarge(prediction, factor), table, iou)
     places = [f"{a} {i} of {pair.sizes[a]}" for a, i in at.items()]
     places += [f"{a} {s.start}:{s.stop} of {pair.sizes[a]}" for a, s in box.items() if s.stop - s.start < pair.sizes[a]]
