@@ -45,7 +45,7 @@ def evaluate(
 
 def evaluation_text(found: Evaluation) -> str:
     """The figures for people: a line an image, the mean and the pooled ones, and those of each threshold."""
-    guess = f" ({found.guess}; --kind says otherwise)" if found.guess else ""
+    guess = f" ({found.guess}; or --kind)" if found.guess else ""
     lines = [f"kind     {found.kind}{guess}"]
     ious = [name.removeprefix("tp_") for name in found.pooled if name.startswith("tp_")]
     columns = _of_labels(ious[0]) if ious else _of_intensities(found)
