@@ -85,7 +85,7 @@ def _guessed(pair: Pair) -> tuple[str, str]:
     middle = [read(i, part, box) for i in (pair.truth, pair.prediction)]
     differ = max(_differing(m) for m in middle)
     floats = [i for i in (pair.prediction, pair.truth) if i.dtype.kind == "f"]
-    share = f"{differ:.0%} of the neighbours in objects differ"
+    share = f"{differ:.0%} of neighbouring pixels above 0 differ"
     if not floats:
         return ("labels" if differ <= PIECEWISE else "intensities"), f"whole numbers, {share}"
     if differ <= PIECEWISE and all(np.array_equal(m, np.rint(m)) for m in middle):
