@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import OutputError, ResourceError
@@ -30,6 +30,15 @@ PLAN, LEDGER, RAW_LEDGER, RESTORE_LEDGER = "plan.json", "ledger.jsonl", "raw.jso
 IMAGE_STATISTICS, RAW_STATISTICS = "statistics.npz", "results.npz"
 _DONE = (LEDGER, RAW_LEDGER, RESTORE_LEDGER, IMAGE_STATISTICS, RAW_STATISTICS)
 """What says that something need not be done again: it goes before what it speaks of."""
+
+
+def stem(name: str | PurePath) -> str:
+    """The name of a file without its ending: `a.b.ome.tif` -> `a.b`."""
+    name = PurePath(name).name
+    ending = next(
+        (e for e in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(e)), PurePath(name).suffix
+    )
+    return name[: -len(ending)] or name if ending else name
 
 
 class Place:

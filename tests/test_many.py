@@ -21,7 +21,8 @@ from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph
 from voidzoo.cli import main
 from voidzoo.infer.networks import session as sessions
-from voidzoo.many import Index, places, stem
+from voidzoo.infer.place import stem
+from voidzoo.many import Index, places
 from voidzoo.zoo.errors import DependencyError, OutputError
 from voidzoo.zoo.package import Package
 

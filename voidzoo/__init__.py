@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from .api import check, convert, pack, plan, predict, study_noise, train, verdicts
+    from .api import check, convert, evaluate, pack, plan, predict, study_noise, train, verdicts
     from .infer.events import BlockDone, BlockFailed, Done, PlanMade, StageStarted
     from .infer.plan import Plan
     from .infer.run import Result
     from .trainers.recipe import Recipe
     from .trainers.record import Run, load_run
     from .zoo.errors import NetworkError, ProofFailed, VoidzooError
+    from .zoo.evaluation.evaluation import Evaluation
     from .zoo.image import Image, PixelSize
     from .zoo.listing import Model, list_models
     from .zoo.open import open_image
@@ -31,6 +32,7 @@ _WHERE = {
     "BlockDone": "infer.events",
     "BlockFailed": "infer.events",
     "Done": "infer.events",
+    "Evaluation": "zoo.evaluation.evaluation",
     "Image": "zoo.image",
     "Model": "zoo.listing",
     "NetworkError": "zoo.errors",
@@ -46,6 +48,7 @@ _WHERE = {
     "VoidzooError": "zoo.errors",
     "__version__": "zoo.version",
     "check": "api",
+    "evaluate": "api",
     "list_models": "zoo.listing",
     "convert": "api",
     "load_run": "trainers.record",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .infer.place import Place
+from .infer.place import Place, stem
 from .infer.plan import Choices, Plan, Target
 from .infer.planning import make_plan
 from .infer.run import run_in_memory, run_plan
 from .zoo.axes import canonical, permutation
-from .zoo.errors import DependencyError
+from .zoo.errors import DependencyError, OutputError, RecipeError, SizeError
 from .zoo.image import Image
 from .zoo.open import open_image
 from .zoo.package import Package, open_package
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .infer.events import Watch
     from .trainers.recipe import Recipe
     from .trainers.record import Run
+    from .zoo.evaluation.evaluation import Evaluation
     from .zoo.noise import Noise
 
 OPENING = ("axes", "pixel_size", "series", "stack", "level")
@@ -88,6 +89,76 @@ def study_noise(images: Any, *, dark: Any = None, channel: int = 0, **opening: A
     many = images if isinstance(images, list | tuple) else [images]
     opened = [open_image(i, **opening) for i in many]
     return study(opened, dark=None if dark is None else open_image(dark), channel=channel)
+
+
+def evaluate(
+    prediction: Any,
+    truth: Any,
+    *,
+    kind: str | None = None,
+    iou: Sequence[float] | None = None,
+    data_range: str | float = "truth",
+    affine: bool = False,
+    planes: bool = False,
+    picture: str | Path | None = None,
+    axes: str | None = None,
+    truth_axes: str | None = None,
+    stack: str | None = None,
+) -> Evaluation:
+    """Judge predictions by their truths: AP, SEG, precision, recall, F1, PQ of labels, PSNR and SSIM of intensities.
+
+    prediction, truth: all that `open_image` takes, or lists. Paths are paired by name, and folders are those of their
+    images (with `stack`: one image along that axis); arrays and Images pair in their order. axes: letters of both, or
+    of the prediction where truth_axes names those of the truth.
+    kind: labels or intensities, by default guessed from the pixels. Each volume of a time and channel is judged by
+    itself, or each of its planes (`planes`).
+    labels: iou, thresholds that an IoU must be above, by default 0.5, 0.55, ..., 0.95; picture, where the matches at
+    the first are drawn (a .png; a folder for several images).
+    intensities: data_range, in grey values, or `truth` (largest - smallest of each), or `dtype`; affine, also figures
+    after the best affine fit of each prediction to its truth.
+    Images may be larger than memory. Raises ImageError, SizeError, AxesError, DtypeError, ValuesError, RecipeError,
+    OutputError.
+    """
+    from .pairs import paired
+    from .zoo.evaluation.evaluate import evaluate as judge
+    from .zoo.evaluation.evaluate import kind_of
+    from .zoo.evaluation.objects import IOUS
+    from .zoo.evaluation.pair import Pair
+
+    several = [list(g) if isinstance(g, list | tuple) else [g] for g in (prediction, truth)]
+    if all(isinstance(i, str | Path) for group in several for i in group):
+        named = paired([str(p) for p in several[0]], [str(t) for t in several[1]], stacks=stack is not None)
+        several = [[p for p, _ in named], [t for _, t in named]]
+    if len(several[0]) != len(several[1]):
+        raise SizeError(f"{len(several[0])} predictions have {len(several[1])} truths.", mend="one truth for each")
+    pairs = [
+        Pair(open_image(p, axes=axes, stack=stack), open_image(t, axes=truth_axes or axes, stack=stack), planes)
+        for p, t in zip(*several, strict=True)
+    ]
+    ious = IOUS if iou is None else tuple(iou)
+    places = [] if picture is None else _picture_places(Path(picture), [p.name for p in pairs])
+    if places and kind_of(pairs, kind)[0] != "labels":
+        raise RecipeError("intensities have no matches to draw.", mend="leave out --picture")
+    found = judge(pairs, kind=kind, iou=ious, data_range=data_range, affine=affine)
+    if places:
+        from .zoo.evaluation.picture import draw_all
+
+        draw_all(pairs, found, ious[0], places)
+    return found
+
+
+def _picture_places(place: Path, names: Sequence[str]) -> list[Path]:
+    """One picture is a file, several go into a folder under their names. Raises OutputError for the other way round."""
+    images = len(names)
+    if images == 1 and place.suffix.lower() != ".png":
+        raise OutputError(f"{place}: the picture is a PNG.", mend=f"--picture {place.with_suffix('.png')}")
+    if images > 1 and place.suffix:
+        raise OutputError(f"{images} pictures need a folder, not {place}.", mend=f"--picture {place.with_suffix('')}")
+    if images == 1:
+        return [place]
+    stems = [stem(name) for name in names]
+    twice = len(set(stems)) < images  # arrays have no names of their own
+    return [place / (f"{s}-{i}.png" if twice else f"{s}.png") for i, s in enumerate(stems)]
 
 
 def need_torch(verb: str) -> None:
@@ -240,8 +311,6 @@ def parse_only(text: str) -> dict[str, tuple[int | None, int | None]]:
 
     Raises SizeError for anything else.
     """
-    from .zoo.errors import SizeError
-
     found: dict[str, tuple[int | None, int | None]] = {}
     for part in text.replace(" ", "").split(","):
         letter, equals, span = part.partition("=")

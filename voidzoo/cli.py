@@ -294,6 +294,32 @@ def predict(
     run(model, images, out, settings, _listener(json, quiet, log, len(images)), how)
 
 
+@app.command()
+def evaluate(
+    predictions: Annotated[list[str], typer.Argument(metavar="PREDICTION", help="Images, folders, 'patterns'.")],
+    truth: Annotated[list[str], typer.Option(metavar="IMAGE", help="Or a folder; several pair by name.")],
+    kind: Annotated[str | None, typer.Option(help="labels or intensities; else guessed.")] = None,
+    iou: Annotated[str | None, typer.Option(help="labels: thresholds, e.g. 0.5,0.75.")] = None,
+    data_range: Annotated[str, typer.Option("--range", help="PSNR: grey values, truth or dtype.")] = "truth",
+    affine: Annotated[bool, typer.Option("--affine", help="PSNR: also after the best fit.")] = False,
+    planes: Annotated[bool, typer.Option("--planes", help="Each plane of a stack by itself.")] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="A line an image, mean, pooled.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="labels: the matches; or a folder.")] = None,
+    axes: opt.Axes = None,
+    truth_axes: Annotated[str | None, typer.Option(metavar="AXES", help="Those of the truth, if others.")] = None,
+    stack: opt.Stack = None,
+    json: opt.Json = False,
+) -> None:
+    """Judge results by the truth: AP, SEG, precision, recall, F1, PQ of labels; PSNR and SSIM of intensities."""
+    from .scores import evaluate as run
+
+    how = {
+        "kind": kind, "iou": None if iou is None else _numbers("--iou", iou, float), "data_range": data_range,
+        "affine": affine, "planes": planes, "picture": picture, "axes": axes, "truth_axes": truth_axes, "stack": stack,
+    }  # fmt: skip
+    run(predictions, truth, csv, how, as_json=json)
+
+
 @app.command("list")
 def list_(
     words: Annotated[list[str] | None, typer.Argument(help="Of its name, method or tags: only these models.")] = None,

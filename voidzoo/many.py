@@ -5,25 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .infer.place import ENDINGS
+from .infer.place import ENDINGS, stem
 from .screen import Logged, Screen, say
 from .zoo.errors import OutputError, VoidzooError
 
 TO_DO, DONE, HOLES, FAILED = "to do", "done", "holes", "failed"
 """What can become of an image."""
-
-
-def stem(name: str | PurePath) -> str:
-    """The name of a file without its ending: `a.b.ome.tif` -> `a.b`."""
-    name = PurePath(name).name
-    ending = next(
-        (e for e in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(e)), PurePath(name).suffix
-    )
-    return name[: -len(ending)] or name if ending else name
 
 
 def places(images: Sequence[str], out: Path) -> list[tuple[str, Path]]:

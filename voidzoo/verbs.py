@@ -19,11 +19,11 @@ from .infer.finish import layers_of
 from .infer.output.layer import check_layers
 from .infer.output.store import Store
 from .infer.output.tiff import check_tiff
-from .infer.place import Place
+from .infer.place import Place, stem
 from .infer.plan import Plan
 from .infer.report import result_text, size_text
 from .infer.restore import restored_layers
-from .many import DONE, FAILED, HOLES, Index, brief, holes_of, in_words, places, stem
+from .many import DONE, FAILED, HOLES, Index, brief, holes_of, in_words, places
 from .noise import measured_mask
 from .screen import fetching, for_people, say, warn
 from .zoo.errors import BlocksFailed, DependencyError, DeviceError, PackageError, RecipeError, VoidzooError, nearest

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+REACH = 3
+"""How far SSIM's windows of 7 pixels reach from their centre."""
+
+
 def psnr(truth: NDArray[Any], image: NDArray[Any], data_range: float) -> float:
     """Peak signal-to-noise ratio in dB: 20 log10(data_range) - 10 log10(mean squared error). Same axes, any dtype.
 
@@ -21,8 +25,12 @@ def psnr(truth: NDArray[Any], image: NDArray[Any], data_range: float) -> float:
     _same_shape(truth, image)
     if not data_range > 0:
         raise ValuesError(f"a data range of {data_range:g} gives no PSNR; it must be above 0.")
-    error = float(np.mean((truth.astype(np.float64) - image.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else float(20 * np.log10(data_range) - 10 * np.log10(error))
+    return decibels(float(np.mean(((truth.astype(np.float64) - image.astype(np.float64)) / data_range) ** 2)))
+
+
+def decibels(error: float) -> float:
+    """A mean squared error in squared ranges -> its PSNR in dB, infinity for 0."""
+    return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
 def affine_fit(truth: NDArray[Any], image: NDArray[Any]) -> tuple[float, float]:
@@ -49,14 +57,20 @@ def ssim(truth: NDArray[Any], image: NDArray[Any], data_range: float) -> float:
 
     Raises SizeError for different shapes and for sides under the 7 pixels of its window.
     """
+    _same_shape(truth, image)
+    if min(truth.shape) <= 2 * REACH:
+        raise SizeError(f"SSIM looks at windows of 7 pixels; the image is {' x '.join(map(str, truth.shape))}.")
+    return float(ssim_map(truth, image, data_range).mean())
+
+
+def ssim_map(truth: NDArray[Any], image: NDArray[Any], data_range: float) -> NDArray[np.float64]:
+    """SSIM of every window that lies inside, at its centre: sides are 6 pixels shorter. (y, x) or (z, y, x)."""
     from skimage.metrics import structural_similarity
 
-    _same_shape(truth, image)
-    if min(truth.shape) < 7:
-        raise SizeError(f"SSIM looks at windows of 7 pixels; the image is {' x '.join(map(str, truth.shape))}.")
-    return float(
-        structural_similarity(truth.astype(np.float64), image.astype(np.float64), data_range=float(data_range))
+    _, found = structural_similarity(
+        truth.astype(np.float64), image.astype(np.float64), data_range=float(data_range), full=True
     )
+    return np.asarray(found[(slice(REACH, -REACH),) * truth.ndim], np.float64)
 
 
 def _same_shape(truth: NDArray[Any], image: NDArray[Any]) -> None:

@@ -103,7 +103,7 @@ def to_png(plane: NDArray[Any], path: str | Path, grey: tuple[float, float] | No
     """Write a plane (y, x) as a PNG of the same number of pixels, stretched between two grey values."""
     from PIL import Image as Pillow
 
-    _write(Pillow.fromarray(stretch(plane, grey or contrast(plane))), Path(path))
+    write_png(Pillow.fromarray(stretch(plane, grey or contrast(plane))), Path(path))
 
 
 def side_by_side(
@@ -130,7 +130,7 @@ def side_by_side(
         draw.text((left, 2), text, fill=0)
         canvas.paste(Pillow.fromarray(tile), (left, LABEL))
         left += width + GAP
-    _write(canvas, Path(path))
+    write_png(canvas, Path(path))
 
 
 def loss_curve(
@@ -229,7 +229,8 @@ def _centre() -> Any:
     return Rectangle((-0.5, -0.5), 1, 1, color="C3")
 
 
-def _write(picture: Any, path: Path) -> None:
+def write_png(picture: Any, path: Path) -> None:
+    """A picture of Pillow as a PNG, whole or not at all. Raises OutputError."""
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     replace_file(path, lambda p: p.write_bytes(buffer.getvalue()))
