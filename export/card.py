@@ -141,7 +141,8 @@ def _range(ours: Mapping[str, Any]) -> str:
     if not isinstance(ranges, list) or not ranges:
         return "not told"
     pairs = ranges if isinstance(ranges[0], list) else [ranges]
-    return "; ".join(" to ".join(f"{v:.6g}" for v in pair) for pair in pairs)
+    # percentiles are found to a part of the span: 0 may be a millionth of it
+    return "; ".join(f"{0 if abs(low) < 1e-6 * high else low:.6g} to {high:.6g}" for low, high in pairs)
 
 
 def _data(said: Mapping[str, Any], ours: Mapping[str, Any], need: Any) -> str:
