@@ -11,7 +11,7 @@ from typing import Any
 
 LIBRARIES = (
     "voidzoo", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "onnx", "dask", "distributed", "zarr", "tifffile",
-    "imagecodecs", "bioimageio.core", "bioimageio.spec", "torch",
+    "imagecodecs", "bioimageio.core", "bioimageio.spec", "torch", "scikit-image", "stardist",
 )  # fmt: skip
 
 

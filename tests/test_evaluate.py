@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 from pathlib import Path
@@ -122,6 +123,9 @@ def test_what_has_no_partner_is_named(at: Path, capsys: pytest.CaptureFixture[st
     assert "no truth is called cell09 (did you mean cell9?)" in err
     Path("found/cell09.tif").unlink()
     assert "true/cell9.tif has no prediction" in told(capsys, 2, "found", "--truth", "true")
+    with pytest.raises(ImageError, match="two predictions are called 'cell10'") as caught:  # a shell's found/* true/*
+        paired(["found/cell10.tif", "found/cell11.tif", "true/cell10.tif"], ["true/cell11.tif"])
+    assert "--truth 'true/*.tif'" in caught.value.mend
     with pytest.raises(ImageError, match="two truths are called 'cell9'"):
         paired(["found"], ["true", "true/cell9.tif"])
     Path("none").mkdir()
@@ -171,3 +175,14 @@ def test_pictures_are_files_or_a_folder(at: Path, capsys: pytest.CaptureFixture[
     prediction, truth = pair((3, 24, 40))
     vz.evaluate(prediction, truth, axes="zyx", picture="volume.png", planes=True)
     assert Path("volume.png").is_file()
+
+
+def test_the_benchmark_runs_at_toy_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its contenders find the same objects: voidzoo and scikit-image's contingency table."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    metrics = importlib.import_module("metrics")
+    prediction, truth = metrics.labels(200, 10)
+    runs = {"voidzoo": metrics.of_voidzoo, "skimage": metrics.table_of_skimage}
+    found = metrics.row("toy", {n: (lambda f=f: f(prediction, truth, [0.5])) for n, f in runs.items()}, 1)
+    assert set(found["times_voidzoo"]) == {"skimage"}
+    assert metrics.of_voidzoo(prediction, truth, [0.5])[0] > 50

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .infer.place import Place, stem
+from .infer.place import Place
 from .infer.plan import Choices, Plan, Target
 from .infer.planning import make_plan
 from .infer.run import run_in_memory, run_plan
@@ -149,6 +149,8 @@ def evaluate(
 
 def _picture_places(place: Path, names: Sequence[str]) -> list[Path]:
     """One picture is a file, several go into a folder under their names. Raises OutputError for the other way round."""
+    from .pairs import name_of
+
     images = len(names)
     if images == 1 and place.suffix.lower() != ".png":
         raise OutputError(f"{place}: the picture is a PNG.", mend=f"--picture {place.with_suffix('.png')}")
@@ -156,7 +158,7 @@ def _picture_places(place: Path, names: Sequence[str]) -> list[Path]:
         raise OutputError(f"{images} pictures need a folder, not {place}.", mend=f"--picture {place.with_suffix('')}")
     if images == 1:
         return [place]
-    stems = [stem(name) for name in names]
+    stems = [name_of(name) for name in names]
     twice = len(set(stems)) < images  # arrays have no names of their own
     return [place / (f"{s}-{i}.png" if twice else f"{s}.png") for i, s in enumerate(stems)]
 

@@ -53,16 +53,19 @@ def _named(paths: Sequence[str], what: str) -> dict[str, str]:
     """Name -> path."""
     found: dict[str, str] = {}
     for path in paths:
-        name = _name(path)
+        name = name_of(path)
         if name in found:
             raise ImageError(
-                f"two {what}s are called {name!r}.", f"{found[name]} and {path}", "evaluate one folder after the other"
+                f"two {what}s are called {name!r}.",
+                f"{found[name]} and {path}",
+                "one folder after the other; patterns in quotes, --truth 'true/*.tif'",
             )
         found[name] = path
     return found
 
 
-def _name(path: str) -> str:
+def name_of(path: str) -> str:
+    """What an image is called: its file without the ending, or the OME-Zarr that it lies in."""
     store = next((part for part in PurePath(path).parts if part.lower().endswith(".zarr")), path)
     return stem(store)
 

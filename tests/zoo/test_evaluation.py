@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import voidzoo as vz
@@ -150,6 +151,11 @@ def test_the_kind_is_guessed_from_dtype_and_pixels(data: Path) -> None:
     sample = ROOT / "zoo" / "samples" / "giga_mito60x_n1_high.tif"
     found = vz.evaluate(sample, sample, axes="yx")
     assert (found.kind, found.guess[:13]) == ("intensities", "whole numbers")
+    smooth = gaussian_filter(greys((90, 90))[1] / 10.0, 5).round().astype(np.uint8)
+    assert (smooth[:, 1:] == smooth[:, :-1]).mean() > 0.5
+    assert vz.evaluate(smooth, smooth, axes="yx").kind == "intensities"
+    tiled = (np.arange(80) // 5 * 16)[:, None] + np.arange(80)[None] // 5 + 1  # no background, numbered along x
+    assert vz.evaluate(tiled, tiled, axes="yx").kind == "labels"
     prediction, truth = pair((60, 60))
     with pytest.raises(DtypeError, match="looks like labels, but holds float32"):
         vz.evaluate(prediction.astype(np.float32), truth, axes="yx")

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 KINDS = ("labels", "intensities")
 LOOKED_AT = 512
 """Side (pixels) of the square in the middle that the kind of an image is guessed from."""
-PIECEWISE = 0.2
-"""Share of neighbours along x, neither of them 0, up to which these may differ in labels: touching objects of 5 pixels
-have as many, real 8-bit images of smooth and dark nuclei twice as many, and noise makes nearly all differ.
+PIECEWISE, SURE = 0.2, 0.02
+"""Share of neighbours, neither of them 0, up to which these may differ in labels: touching objects of 5 pixels have as
+many, 8-bit images of smooth, dark nuclei twice as many, and noise makes nearly all differ. Below SURE nothing
+else is looked at.
 """
+STEPS = 0.6
+"""Share of the neighbours that differ from which on, if they differ by 1, it is a smooth image of few grey values."""
 
 
 def evaluate(
@@ -83,12 +86,12 @@ def _guessed(pair: Pair) -> tuple[str, str]:
         return "labels", "one of them is a mask"
     part, box = pair.middle(LOOKED_AT)
     middle = [read(i, part, box) for i in (pair.truth, pair.prediction)]
-    differ = max(_differing(m) for m in middle)
+    differ, labels = zip(*map(_like_labels, middle), strict=True)
     floats = [i for i in (pair.prediction, pair.truth) if i.dtype.kind == "f"]
-    share = f"{differ:.0%} of neighbouring pixels above 0 differ"
+    share = f"{max(differ):.0%} of neighbouring pixels above 0 differ"
     if not floats:
-        return ("labels" if differ <= PIECEWISE else "intensities"), f"whole numbers, {share}"
-    if differ <= PIECEWISE and all(np.array_equal(m, np.rint(m)) for m in middle):
+        return ("labels" if all(labels) else "intensities"), f"whole numbers, {share}"
+    if all(labels) and all(np.array_equal(m, np.rint(m)) for m in middle):
         raise DtypeError(
             f"{floats[0].name} looks like labels, but holds {floats[0].dtype}: all are whole numbers, {share}.",
             mend="save it as integers, numpy.rint(labels).astype('int32'); or --kind intensities",
@@ -96,10 +99,17 @@ def _guessed(pair: Pair) -> tuple[str, str]:
     return "intensities", f"{floats[0].dtype}"
 
 
-def _differing(plane: NDArray[Any]) -> float:
-    """Of the neighbours along x that are both not 0, which share differs; 0 without any."""
-    both = (plane[:, 1:] != 0) & (plane[:, :-1] != 0)
-    return float(np.mean((plane[:, 1:] != plane[:, :-1])[both])) if both.any() else 0.0
+def _like_labels(plane: NDArray[Any]) -> tuple[float, bool]:
+    """Of the neighbours that are both not 0, which share differs (0 without any), and whether labels would do so."""
+    count, steps = 0, []
+    for first, last in ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])):
+        both = (first != 0) & (last != 0)
+        count += int(both.sum())
+        both &= first != last
+        steps.append(np.abs(first[both].astype(np.float64) - last[both].astype(np.float64)))
+    found = np.concatenate(steps)
+    share = len(found) / max(1, count)
+    return share, share <= SURE or (share <= PIECEWISE and float(np.mean(found == 1)) <= STEPS)
 
 
 def _notes(pair: Pair, rows: Sequence[Row]) -> list[str]:
