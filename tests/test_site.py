@@ -26,7 +26,8 @@ from tests.web import Server, zip_folder
 from voidzoo.cli import main
 from voidzoo.export.consumers import CONSUMERS
 from voidzoo.site_index import MARKS
-from voidzoo.zoo.errors import ImageError
+from voidzoo.zoo.errors import ImageError, OutputError
+from voidzoo.zoo.files import replace_folder
 from voidzoo.zoo.pictures import redrawn
 
 Run = Callable[..., tuple[int, str, str]]
@@ -441,6 +442,17 @@ def test_a_site_that_cannot_be_written_leaves_the_old_one(run: Run, lab: Path, s
     assert (code, "cannot be written: No space left" in err) == (2, True)
     assert files(out) == before
     assert sorted(p.name for p in small_disk.folder.iterdir()) == ["filler", "s"]
+
+
+def test_a_folder_that_cannot_be_renamed_is_put_back(tmp_path: Path) -> None:
+    """The last step fails when the old folder is out of the way: it comes back."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "a").write_text("old")
+    with pytest.raises(OutputError, match="cannot be written"):
+        replace_folder(tmp_path / "s", Path.rmdir)
+    assert files(tmp_path) == {"s/a": b"old"}
+    replace_folder(tmp_path / "s", lambda new: (new / "b").write_text("new"))
+    assert files(tmp_path) == {"s/b": b"new"}
 
 
 def test_which_models(
