@@ -209,5 +209,5 @@ def test_a_trained_run_exports_by_folder_name(tmp_path: Path, monkeypatch: pytes
     seen: list[Check] = []
     one = vz.export(run, tmp_path / "one.zip", watch=seen.append)
     two = vz.export(str(tmp_path / "r"), str(tmp_path / "two.zip"))
-    assert len(seen) == 6
+    assert len(seen) == 7
     assert one.sha256 == two.sha256, "the same run gives the same weights file"
