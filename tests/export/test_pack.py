@@ -157,7 +157,7 @@ def test_bioimageio_accepts_what_we_write(case: str, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", settings.pop("shape"), settings.pop("axes"), **settings)
     checks: list[Check] = []
     package = vz.export(run, tmp_path / "m.zip", license="MIT", authors=["A. B."], watch=checks.append)
-    names = ["onnx", "torch", "torchscript", "state dict", "whole", "bioimageio.core"]
+    names = ["onnx", "torch", "torchscript", "state dict", "whole", "onnx file", "bioimageio.core"]
     assert [c.name.split(" = ")[0].split(" 0")[0] for c in checks] == names
     assert all(c.ran for c in checks)
     away = {v.consumer for v in verdicts(package) if v.answer != "yes"}
