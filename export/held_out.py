@@ -105,7 +105,9 @@ def _figure(name: str, values: Sequence[tuple[float | None, float]]) -> Figure:
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    """Mean and standard deviation to seven digits: what is stored, so that every text is made of the same numbers."""
+    mean, spread = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return float(f"{mean:.7g}"), float(f"{spread:.7g}")
 
 
 def _squares(package: Package, image: Image, truth: Image | None) -> Iterator[_Square]:

@@ -56,8 +56,7 @@ class Measured:
         return {
             "images": list(self.images), "truths": list(self.truths), "squares": self.squares, "side": self.side,
             "figures": {
-                f.name: {k: [round(v, 5) for v in pair] for k in ("before", "after", "gain")
-                         if (pair := getattr(f, k)) is not None}
+                f.name: {k: list(pair) for k in ("before", "after", "gain") if (pair := getattr(f, k)) is not None}
                 for f in self.figures
             },
             **{k: vars(getattr(self, k)) for k in ("best", "worst")},
