@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..zoo.dihedral import turned
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -60,7 +62,9 @@ class Patches:
         """Nothing is copied; the boxes must hold at least one patch each. turns: codes of zoo.dihedral to draw from."""
         self.generator, self.turns = generator, torch.tensor(turns)
         self.images, self.patch = images, patch
-        self.views = [_windows(image, patch) for image in images]
+        cpu = images[0].device.type == "cpu"
+        self.arrays = [image.numpy() for image in images] if cpu else []
+        self.views = [] if cpu else [_windows(image, patch) for image in images]
         self.positions = Positions(boxes, patch)
 
     def places(self, n: int) -> tuple[Tensor, Tensor]:
@@ -68,20 +72,26 @@ class Patches:
         box, at = self.positions.draw(n, self.generator)
         return self.positions.image[box], at
 
-    def at(self, image: Tensor, at: Tensor) -> Tensor:
-        """The patches at places: float32 (n, c, [z], y, x) on the device of the images."""
+    def at(self, image: Tensor, at: Tensor, codes: Tensor | None = None) -> Tensor:
+        """The patches at places: float32 (n, c, [z], y, x) on the device of the images, turned by codes (n,)."""
         first = self.images[0]
         out = first.new_empty((len(image), first.shape[1], *self.patch))
-        for i in image.unique().tolist():
-            chosen = (image == i).nonzero()[:, 0]
-            sample, *corner = at[chosen].T.to(out.device)
-            out[chosen.to(out.device)] = self.views[i][(sample, slice(None), *corner)]
+        codes = torch.zeros(len(image), dtype=torch.int64) if codes is None else codes
+        if out.device.type != "cpu":
+            for i in image.unique().tolist():
+                chosen = (image == i).nonzero()[:, 0]
+                sample, *corner = at[chosen].T.to(out.device)
+                out[chosen.to(out.device)] = self.views[i][(sample, slice(None), *corner)]
+            return turned_each(out, codes)
+        pixels = out.numpy()  # numpy copies a turned view at once, without waking torch's threads for each
+        for k, (i, (sample, *corner), code) in enumerate(zip(image.tolist(), at.tolist(), codes.tolist(), strict=True)):
+            space = (slice(c, c + p) for c, p in zip(corner, self.patch, strict=True))
+            pixels[k] = turned(self.arrays[i][(sample, slice(None), *space)], code)
         return out
 
     def batch(self, n: int) -> Tensor:
         """float32 (n, c, [z], y, x) on the device of the images."""
-        out = self.at(*self.places(n))
-        return turned_each(out, self.turns, self.generator) if len(self.turns) > 1 else out
+        return self.at(*self.places(n), drawn_turns(self.turns, n, self.generator))
 
     def sample(self) -> Sequence[Tensor]:
         """All images: float32 (samples, c, [z], y, x) each."""
@@ -91,14 +101,19 @@ class Patches:
         """Nothing to let go."""
 
 
-def turned_each(x: Tensor, turns: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn and mirror each patch of (n, c, [z], y, x) in the y-x plane at random (never z), in place."""
-    codes = turns[torch.randint(len(turns), (x.shape[0],), generator=generator)]
-    for code in codes.unique().tolist():
-        chosen = (codes == code).nonzero()[:, 0].to(x.device)
-        turned = torch.rot90(x[chosen], code % 4, dims=(-2, -1))
-        x[chosen] = turned.flip(-1) if code >= 4 else turned
-    return x
+def drawn_turns(turns: Tensor, n: int, generator: torch.Generator) -> Tensor | None:
+    """One of the codes for each of n patches, int64 (n,); None where there is nothing to choose."""
+    return turns[torch.randint(len(turns), (n,), generator=generator)] if len(turns) > 1 else None
+
+
+def turned_each(x: Tensor, codes: Tensor) -> Tensor:
+    """Each patch of (n, c, [z], y, x) turned in the y-x plane (never z) by its code of zoo.dihedral, int64 (n,)."""
+    known, which = codes.unique(return_inverse=True)
+    pixels = np.arange(x.shape[-2] * x.shape[-1]).reshape(x.shape[-2:])
+    orders = torch.from_numpy(np.stack([turned(pixels, code).reshape(-1) for code in known.tolist()]))
+    flat = x.flatten(-2)
+    order = orders[which].to(x.device).reshape(x.shape[0], *(1,) * (flat.ndim - 2), -1)
+    return flat.gather(-1, order.expand(flat.shape)).reshape(x.shape)
 
 
 def _windows(image: Tensor, patch: tuple[int, ...]) -> Any:

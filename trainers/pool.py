@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..zoo.errors import ResourceError
-from .patches import Patches, Positions, turned_each
+from .patches import Patches, Positions, drawn_turns, turned_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,8 +73,9 @@ class Pool:
             chosen = (slot == i).nonzero()[:, 0]
             brick = self._held[i][1]
             out[chosen] = brick.at(*brick.places(len(chosen)))
+        codes = drawn_turns(self.turns, n, self.generator)
         out = out.to(self.device)
-        return turned_each(out, self.turns, self.generator) if len(self.turns) > 1 else out
+        return out if codes is None else turned_each(out, codes)
 
     def close(self) -> None:
         """Let the reading thread end, and what is held go."""
