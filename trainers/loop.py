@@ -124,6 +124,12 @@ class State:
         spent = sum(e.seconds for e in self.history)
         return share if recipe.minutes is None else max(share, spent / (60 * recipe.minutes))
 
+    def seconds_left(self, recipe: Recipe, step: float) -> float:
+        """How long the rest takes where a step takes so many seconds; validation comes on top."""
+        rest = (recipe.epochs - len(self.history)) * recipe.steps * step
+        spent = sum(e.seconds for e in self.history)
+        return rest if recipe.minutes is None else min(rest, 60 * recipe.minutes - spent)
+
     def ended(self, recipe: Recipe) -> str:
         """Why it is over: `epochs`, `minutes` or `early stop`; empty while it is not."""
         if len(self.history) >= recipe.epochs:

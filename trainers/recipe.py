@@ -145,6 +145,12 @@ class Recipe(BaseModel):
         "what the network multiplies in while it trains; auto: bf16 (faster, half the memory) where the device has it",
         "auto, fp32 or bf16",
     )
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "whether the network is compiled for training, which takes a minute; auto: on CUDA, where the training is long "
+        "enough to repay it",
+        "auto, on or off",
+    )
     allow_nan: bool = setting(False, "leave out NaN and infinite pixels instead of refusing them", "true or false")
     seed: int = setting(
         0, "same seed, machine and thread count: same weights (on the CPU)", "a whole number from 0", ge=0

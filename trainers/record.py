@@ -160,6 +160,10 @@ class Recorder:
         replace_file(self.folder / "loss.csv", lambda p: p.write_text(_csv(state.history), encoding="utf-8"))
         self._write_info()
 
+    def compiled(self, how: str) -> None:
+        """Note whether the steps of this sitting are compiled; it is written with the next epoch."""
+        self.info["compiled"] = how
+
     def _count(self, history: list[EpochDone]) -> None:
         best = min(history, key=lambda e: e.val_loss)
         self.info |= {

@@ -20,6 +20,7 @@ from ..zoo.noise import NOISY, study_noise
 from ..zoo.normalise import Normalisation
 from ..zoo.pictures import contrast
 from . import denoisers
+from .compiling import compiled
 from .device import choose_device, choose_precision, describe_device, in_bf16
 from .inputs import inputs_of
 from .loop import TrainingDone, TrainingStarted, fit, start
@@ -95,7 +96,9 @@ def train(
     state = start(network, recipe, where)
     if recorder.resumed is not None:
         state.restore(recorder.resumed)
-    loss = LOSSES[recipe.method](recipe)
+    loss = compiled(
+        LOSSES[recipe.method](recipe), recipe, where, lambda step: state.seconds_left(recipe, step), recorder.compiled
+    )
     begun = "fp32" if recorder.resumed else choose_precision(recipe.precision, where)
     if recorder.info.setdefault("precision", begun) == "bf16":
         loss = in_bf16(loss, where)

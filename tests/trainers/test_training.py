@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +27,12 @@ from voidzoo.trainers import (
     train,
 )
 from voidzoo.trainers import training as training_module
+from voidzoo.trainers.compiling import compiled
 from voidzoo.trainers.device import choose_precision
 from voidzoo.trainers.loop import Plateau, validate
 from voidzoo.zoo.errors import (
     AxesError,
+    DependencyError,
     DeviceError,
     OutputError,
     RecipeError,
@@ -547,6 +550,91 @@ def test_bf16_trains_the_same_float32_network_and_is_kept_over_a_resume(make_ima
     assert info["precision"] == choose_precision("auto", torch.device("cpu"))
     path.write_text(json.dumps(info | {"precision": "bf16"}))
     assert train(recipe, make_image(), tmp_path / "auto", device="cpu").info["precision"] == "bf16"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, in its compiler
+def test_compiled_steps_are_the_same_steps(make_image, tiny, tmp_path):
+    """From step 400 on they are compiled, once; losses stay near those of plain ones; weights keep their names."""
+    if not shutil.which("g++"):
+        pytest.skip("needs the Debian package g++")
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"epochs": 5, "steps": 99, "precision": "fp32"}))
+    plain = train(recipe, make_image(), tmp_path / "plain", device="cpu")
+    torch._dynamo.utils.counters.clear()
+    run = train(recipe.with_settings({"compile": "on"}), make_image(), tmp_path / "on", device="cpu")
+    assert ("compiled" in plain.info, run.info["compiled"]) == (False, "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert [e.train_loss for e in run.losses[:4]] == [e.train_loss for e in plain.losses[:4]]
+    assert run.losses[4].train_loss != plain.losses[4].train_loss
+    assert run.losses[4].train_loss == pytest.approx(plain.losses[4].train_loss, rel=0.02)
+    assert run.network().state_dict().keys() == plain.network().state_dict().keys()
+
+
+def test_without_a_compiler_there_is_one_clear_error(make_image, tiny, tmp_path, monkeypatch):
+    def broken(net, **how):
+        def forward(x):
+            raise RuntimeError("no working C++ compiler\nsecond line")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", broken)
+    recipe = Recipe.guess("n2v", make_image(), **(tiny | {"compile": "on", "steps": 410}))
+    with pytest.raises(DependencyError, match=r"cannot be compiled here: no working C\+\+ compiler") as caught:
+        train(recipe, make_image(), tmp_path / "run", device="cpu")
+    assert "--set compile=off" in str(caught.value)
+    assert "second line" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("seconds", "decision"), [(1e5, "compiled"), (500, "not compiled: 500 s are left")])
+def test_auto_compiles_where_it_is_repaid(seconds, decision, monkeypatch):
+    """On CUDA, after some steps, by the time that is left; the draws of each step are those of the plain loss."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda net, **how: made.append(how["mode"]) or net)
+    made, said, drawn = [], [], []
+
+    def loss(net, batch, generator):
+        drawn.append(float(torch.rand(1, generator=generator)))
+        return net(batch).sum(), {}
+
+    recipe = Recipe(method="n2v")
+    assert compiled(loss, recipe, torch.device("cpu"), lambda step: seconds, said.append) is loss
+    timed = compiled(loss, recipe, torch.device("cuda"), lambda step: seconds, said.append)
+    net, generator = torch.nn.Linear(2, 2), torch.Generator().manual_seed(5)
+    for _ in range(405):
+        timed(net, torch.rand(1, 2), generator)
+    assert made == (["reduce-overhead"] if decision == "compiled" else [])
+    assert said[0].startswith(decision)
+    assert len(said) == 1
+    again = torch.Generator().manual_seed(5)
+    assert drawn == [float(torch.rand(1, generator=again)) for _ in range(405)]
+
+
+def test_auto_goes_on_without_a_compiler(monkeypatch):
+    """The step that could not be compiled is made plainly, with the same draws."""
+
+    def broken(net, **how):
+        def forward(x):
+            raise RuntimeError("triton is missing")
+
+        return forward
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch, "compile", broken)
+    said, drawn = [], []
+
+    def loss(net, batch, generator):
+        draw = float(torch.rand(1, generator=generator))
+        value = net(batch).sum()
+        drawn.append(draw)
+        return value, {}
+
+    timed = compiled(loss, Recipe(method="n2v"), torch.device("cuda"), lambda step: 1e5, said.append)
+    net, generator = torch.nn.Linear(2, 2), torch.Generator().manual_seed(5)
+    for _ in range(405):
+        timed(net, torch.rand(1, 2), generator)
+    again = torch.Generator().manual_seed(5)
+    assert drawn == [float(torch.rand(1, generator=again)) for _ in range(405)]
+    assert said == ["not compiled: triton is missing"]
 
 
 def test_a_run_of_before_a_setting_was_known_goes_on(make_image, tiny, tmp_path):
