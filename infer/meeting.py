@@ -17,7 +17,7 @@ from .grid import Axis
 from .plan import Choices, Feed, Plan, Target
 from .restore import to_model_size
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def choose_channel(package: Package, image: Image, channel: str | int | None) -> tuple[int | None, bool]:
@@ -238,7 +238,7 @@ def sample_letters(draft: Plan, word: str | None) -> str:
 def refuse_choices(choices: Choices) -> None:
     """Raise SizeError for numbers that cannot be, PackageError for a precision that there is none of."""
     if choices.precision not in PRECISIONS:
-        raise PackageError(f"there is no precision {choices.precision!r}.", mend="--precision fp32 or fp16")
+        raise PackageError(f"there is no precision {choices.precision!r}.", mend="--precision fp32, fp16 or bf16")
     if choices.tolerance is not None and not 0 <= choices.tolerance < 1:
         raise SizeError(
             f"--tolerance {choices.tolerance:g} is no error in units of the result's std: 0 (exact) to below 1.",

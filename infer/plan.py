@@ -78,8 +78,8 @@ class Choices:
 
     only: the part that is done, start and stop by letter. sample: letters of loop axes that belong to the statistical
     sample beside the axes of the model. skip_below: blocks without any value above are not run. tolerance: the error
-    (in units of the output's std) that a smaller halo may cost. precision: fp32 or fp16. tta: the mean over the turned
-    and mirrored image.
+    (in units of the output's std) that a smaller halo may cost. precision: fp32, fp16 or bf16. tta: the mean over the
+    turned and mirrored image.
     """
 
     only: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -87,7 +87,7 @@ def make_plan(
         image = at_model_size(package, image, whole=not only)
         mask, inputs = laid_on(package, image, mask, inputs or {})
     draft, wanted = _draft(package, image, channel, inputs or {}, dtype, device, original)
-    if wanted.kind == "openvino" and openvino_installed():
+    if (wanted.kind == "openvino" and openvino_installed()) or choices.precision == "bf16":
         draft = replace(draft, runtime="openvino")
     processes = _processes(scheduler)
     draft, processing = _chosen(

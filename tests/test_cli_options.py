@@ -219,7 +219,7 @@ REFUSED = [
      "  mend:  leave --rescale out\n"),
     (["half", "fine.ome.tif", "--rescale", "--only", "y=0:9"], "error: --only names pixels of the image, which --rescale "
      "changes.\n  mend:  leave one of them out\n"),
-    (["p2", "plane.ome.tif", "--precision", "fp8"], "error: there is no precision 'fp8'.\n  mend:  --precision fp32 or fp16\n"),
+    (["p2", "plane.ome.tif", "--precision", "fp8"], "error: there is no precision 'fp8'.\n  mend:  --precision fp32, fp16 or bf16\n"),
     (["torchscript", "colour.ome.tif"], "error: torchscript takes 2 channels (raw0, raw1); colour.ome.tif has 3: DAPI, GFP, "
      "BF.\n  mend:  an image with these channels in this order\n"),
     (["p2", "plane.ome.tif", "--tolerance", "2"], "error: --tolerance 2 is no error in units of the result's std: 0 (exact) "

@@ -33,7 +33,7 @@ Sample = Annotated[
     str | None, _option("Over what it measures: plane, volume, series.", shown="WHAT", group=MODEL)
 ]  # fmt: skip
 Rescale = Annotated[bool, _option("Run at the training's pixel size, and go back.", "--rescale", group=MODEL)]
-Precision = Annotated[str, _option("fp32 or fp16.", shown="TYPE", group=MODEL)]
+Precision = Annotated[str, _option("fp32, fp16 or bf16 (on CPUs that have it).", shown="TYPE", group=MODEL)]
 Tolerance = Annotated[
     float | None, _option("Error for a smaller halo, in std, e.g. 1e-3.", shown="ERROR", group=MODEL)
 ]  # fmt: skip

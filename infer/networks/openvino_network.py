@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...zoo.errors import DependencyError, PackageError
-from .device import openvino
+from ...zoo.errors import DependencyError, DeviceError, PackageError
+from .device import Device, openvino, openvino_installed
 from .onnx_network import first_line
 from .upsampling import with_merged_upsampling
 
@@ -29,17 +29,40 @@ def _core() -> Any:
     return openvino().Core()
 
 
+def refuse_bf16(package: Package, device: Device, weights: str) -> None:
+    """Raise DeviceError, DependencyError or PackageError where a network cannot be run in bfloat16.
+
+    weights: their kind. OpenVINO does it, on processors that multiply in it: elsewhere it would be slower than float32.
+    """
+    if device.kind not in ("cpu", "openvino") or device.pinned:
+        raise DeviceError(
+            "bfloat16 is run by OpenVINO on the CPU; another device or runtime was asked for.",
+            mend="--device cpu, or --precision fp16",
+        )
+    if weights != "onnx":
+        raise PackageError(f"{package.name} has no ONNX weights, which bfloat16 is made of.", mend="--precision fp32")
+    if not openvino_installed():
+        raise DependencyError("bfloat16 on the CPU needs OpenVINO.", mend='pip install "openvino>=2025.0"')
+    if "BF16" not in capabilities():
+        raise DeviceError("this processor does not multiply in bfloat16.", mend="--precision fp32")
+
+
+def capabilities() -> list[str]:
+    """What the processor computes in without a detour, in OpenVINO's words: FP32, BF16, INT8, ..."""
+    return list(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 class OpenVinoNetwork:
-    """A compiled network, float32 on the CPU. One run at a time. threads: that a run may use. one_shape: what is run
-    next is compiled for its shapes, which takes a twentieth of a second, a third less memory and a twentieth less time
-    (docs/decisions/0012).
+    """A compiled network on the CPU, in float32 or with `bf16` inside in bfloat16. One run at a time. threads: that a
+    run may use. one_shape: what is run next is compiled for its shapes, which takes a twentieth of a second, a third
+    less memory and a twentieth less time (docs/decisions/0012).
 
     Raises DependencyError without OpenVINO, PackageError for a graph that it cannot compile.
     """
 
     one_shape = False
 
-    def __init__(self, package: Package, weights: bytes, threads: int) -> None:
+    def __init__(self, package: Package, weights: bytes, threads: int, *, bf16: bool = False) -> None:
         try:
             openvino()
         except ImportError as error:
@@ -50,8 +73,8 @@ class OpenVinoNetwork:
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
-            "EXECUTION_MODE_HINT": "ACCURACY",
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # by itself bfloat16 where the processor has it
+            "EXECUTION_MODE_HINT": "PERFORMANCE" if bf16 else "ACCURACY",
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         try:

@@ -1,4 +1,4 @@
-"""How far two sessions differ, float16 from float32 above all, measured on the image itself before anything runs."""
+"""How far two sessions differ, half precision from float32 above all, measured on the image before anything runs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 REGIONS = 3
 """Places of the image that are run in both: a bright, a textured and a random one."""
+NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 SIDE = {1: (512,), 2: (128, 128), 3: (16, 64, 64), 4: (4, 16, 32, 32)}
 """About how large they are, by the number of axes."""
 
@@ -33,14 +34,15 @@ _measured: WeakKeyDictionary[Session, tuple[float, str]] = WeakKeyDictionary()
 
 
 def with_measured_precision(plan: Plan, session: Session) -> Plan:
-    """The plan with the largest difference between a float16 session and float32, in units of the output's std.
+    """The plan with the largest difference of a session in half precision from float32, in units of the output's std.
 
     A few places of the image are run in both; random pixels where the network has several inputs. Raises PackageError
     where float16 overflows, which makes the difference infinite, and for weights that stay in float32.
     """
-    if session.runtime == "openvino":
+    half = NAMES[session.precision]
+    if session.precision == "fp16" and session.runtime == "openvino":
         raise PackageError("float16 is made and measured in onnxruntime; OpenVINO was asked for.", mend="--device cpu")
-    if session.runtime != "onnxruntime":
+    if session.precision == "fp16" and session.runtime != "onnxruntime":
         raise PackageError(f"{plan.package.name} has no ONNX weights, which float16 is made of.",
                            mend="--precision fp32")  # fmt: skip
     if session not in _measured:
@@ -49,10 +51,10 @@ def with_measured_precision(plan: Plan, session: Session) -> Plan:
     worst, where = _measured[session]
     if not isfinite(worst):
         raise PackageError(
-            f"{plan.package.name} cannot run in float16: its numbers grow beyond 65,504.",
+            f"{plan.package.name} cannot run in {half}: its numbers grow beyond 65,504.",
             where=f"measured on {where}", mend="--precision fp32",
         )  # fmt: skip
-    note = f"float16 differs from float32 by up to {worst:.2g} of the output's std (measured on {where})"
+    note = f"{half} differs from float32 by up to {worst:.2g} of the output's std (measured on {where})"
     return replace(plan, precision_error=float(f"{worst:.3g}"), notes=(*plan.notes, note))
 
 

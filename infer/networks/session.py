@@ -16,7 +16,7 @@ from ..geometry import Geometry, geometry
 from .device import Device, cpu_count, find_device, openvino_installed
 from .graph import refuse_absurd
 from .onnx_network import OnnxNetwork, to_fp16
-from .openvino_network import OpenVinoNetwork
+from .openvino_network import OpenVinoNetwork, refuse_bf16
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +56,9 @@ class Session:
         weights = package.chosen_weights(trust_code=trust_code)
         if weights.kind == "onnx" and device.kind == "openvino" and openvino_installed():
             runtime = "openvino"
+        if precision == "bf16":
+            refuse_bf16(package, device, weights.kind)
+            runtime = "openvino"
         if runtime == "openvino" and weights.kind != "onnx":
             raise DeviceError(f"OpenVINO was asked for, but {package.name} has no ONNX weights.", mend="--device cpu")
         self.runtime = runtime or ("onnxruntime" if weights.kind == "onnx" else "torch")
@@ -70,7 +73,7 @@ class Session:
         for _ in range(workers):
             backend: Any
             if self.runtime == "openvino":
-                backend = OpenVinoNetwork(package, data, self.threads)
+                backend = OpenVinoNetwork(package, data, self.threads, bf16=precision == "bf16")
             elif weights.kind == "onnx":
                 backend = OnnxNetwork(package, data, device, self.threads)
             else:

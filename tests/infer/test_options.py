@@ -25,9 +25,11 @@ from tests.model_zoo import micrograph as waves
 from tests.packages import make_package, micrograph
 from tests.trained import smooth, trained
 from voidzoo.infer import planning
+from voidzoo.infer.networks import openvino_network
+from voidzoo.infer.networks.openvino_network import capabilities
 from voidzoo.infer.networks.precision import difference
 from voidzoo.zoo import rescale
-from voidzoo.zoo.errors import AxesError, OutputError, PackageError, SizeError
+from voidzoo.zoo.errors import AxesError, DeviceError, OutputError, PackageError, SizeError
 from voidzoo.zoo.package import Package
 from voidzoo.zoo.readers.cache import ChunkCache
 from voidzoo.zoo.rescale import rescaled
@@ -597,6 +599,46 @@ def test_float16_of_any_model(name: str, folder: Path) -> None:
     assert 0 < plan.precision_error < 0.05
 
 
+def test_bfloat16_is_measured_and_said_where_the_processor_has_it(plane: Package, tmp_path: Path) -> None:
+    """In OpenVINO, for Zarr as for arrays; the difference that the plan tells is about that of the whole result. On
+    other processors, devices and runtimes it is refused."""
+    x = micrograph(np.random.default_rng(), (300, 320))
+    with pytest.raises(DeviceError, match="bfloat16 is run by OpenVINO on the CPU"):
+        vz.plan(plane, x, axes="yx", precision="bf16", device="onnxruntime")
+    torchscript = MODELS["torchscript"](tmp_path)
+    with pytest.raises(PackageError, match="has no ONNX weights"):
+        vz.plan(torchscript.path, np.ones((2, 64, 64), np.uint16), axes="cyx", precision="bf16", **CPU)
+    if "BF16" not in capabilities():
+        with pytest.raises(DeviceError, match="this processor does not multiply in bfloat16") as caught:
+            vz.plan(plane, x, axes="yx", precision="bf16", **CPU)
+        assert caught.value.mend == "--precision fp32"
+        return
+    plan = vz.plan(plane, x, axes="yx", precision="bf16", **CPU)
+    assert re.search(
+        r"bfloat16 differs from float32 by up to \S+ of the output's std \(measured on 3 places", str(plan)
+    )
+    assert plan.session is not None
+    assert (plan.runtime, plan.session.runtime) == ("openvino", "openvino")
+    whole = vz.predict(plane, x, axes="yx", **CPU)
+    result = vz.predict(plan, tmp_path / "o.ome.zarr")
+    real = np.abs(result.image.read() - whole).max() / whole.std()
+    assert plan.precision_error is not None
+    assert 0.1 * plan.precision_error < real < 10 * plan.precision_error
+    assert 1e-4 < real < 0.2
+    stored = zarr.open_group(result.path, mode="r").attrs["voidzoo"]["plan"]
+    assert (stored["precision_error"], stored["runtime"]) == (plan.precision_error, "openvino")
+
+
+def test_bfloat16_is_refused_on_other_processors(plane: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_network, "capabilities", lambda: ["FP32", "INT8", "BIN"])
+    with pytest.raises(DeviceError, match="this processor does not multiply in bfloat16") as caught:
+        vz.plan(plane, np.ones((64, 64), np.uint16), axes="yx", precision="bf16", **CPU)
+    assert caught.value.mend == "--precision fp32"
+    monkeypatch.setattr(openvino_network, "openvino_installed", lambda: False)
+    with pytest.raises(vz.VoidzooError, match=r"bfloat16 on the CPU needs OpenVINO(.|\n)*pip install"):
+        vz.plan(plane, np.ones((64, 64), np.uint16), axes="yx", precision="bf16", **CPU)
+
+
 def test_float16_that_cannot_be_is_refused(folder: Path) -> None:
     """Grey values beyond 65,504 overflow; TorchScript has no float16 here; there is no fp8."""
     path = trained(folder / "wide")
@@ -608,7 +650,7 @@ def test_float16_that_cannot_be_is_refused(folder: Path) -> None:
         vz.plan(torchscript.path, np.ones((2, 64, 64), np.uint16), axes="cyx", precision="fp16", **CPU)
     with pytest.raises(PackageError, match="there is no precision 'fp8'") as caught:
         vz.plan(path, np.ones((64, 64), np.uint16), axes="yx", precision="fp8", **CPU)
-    assert caught.value.mend == "--precision fp32 or fp16"
+    assert caught.value.mend == "--precision fp32, fp16 or bf16"
 
 
 def test_the_difference_of_two_results() -> None:
