@@ -83,6 +83,8 @@ def pictures(folder: Path, count: int) -> list[Array]:
         plane = plane if plane.ndim == 2 else plane[..., 0]
         if plane.shape == (256, 256) and len(found) < count:
             found.append(plane.astype(np.float32))
+    if not found:
+        raise SystemExit(f"{folder} has no TIFFs of 256 x 256 pixels")
     return found
 
 
