@@ -652,8 +652,8 @@ def test_exit_codes_of_real_processes(tmp_path: Path) -> None:
     assert "Traceback" in voidzoo(tmp_path, "look", "nope.tif", "--debug", code=2).err
 
 
-def structured(path: Path, axis: int, side: int = 256) -> Path:
-    """A micrograph whose noise is shared by three neighbours along an axis."""
+def structured(path: Path, axis: int, side: int = 512) -> Path:
+    """A micrograph whose noise is shared by three neighbours along an axis; large enough for a mask of just these."""
     rng = np.random.default_rng()
     noise = rng.normal(0, 60, [side, side])
     noise = sum(np.roll(noise, k, axis) for k in range(3)) / np.sqrt(3)
@@ -682,7 +682,7 @@ def test_noise_proposes_what_training_then_does(shell: Shell, tmp_path: Path) ->
 
 
 def test_white_noise_is_not_masked(shell: Shell, tmp_path: Path) -> None:
-    image = noisy(tmp_path / "white.tif", (128, 128))
+    image = noisy(tmp_path / "white.tif", (256, 256))  # of 128 x 128 one in hundreds looks correlated
     told = shell("noise", image, "--axes", "yx")
     assert f"proposal n2v: voidzoo train n2v {image} -o run" in told.out
     text = shell.fails(2, "train", "structn2v", image, "--axes", "yx", "-o", "run")

@@ -6,7 +6,6 @@ import os
 import shutil
 import ssl
 import threading
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ class Handler(SimpleHTTPRequestHandler):
         piece = body[start:] if stop is None else body[start : start + stop]
         for at in range(0, len(piece), server.piece):
             if server.pause:
-                time.sleep(server.pause)
+                server.over.wait(server.pause)
             self.wfile.write(piece[at : at + server.piece])
             server.sent += len(piece[at : at + server.piece])
         while path in server.endless and not server.stopping:
@@ -102,6 +101,7 @@ class Server(ThreadingHTTPServer):
         self.redirects: dict[str, str] = {}
         self.ranges = True
         self.pause = 0.0
+        self.over = threading.Event()
         self.piece = 1 << 16
         self.sent = 0
 
@@ -134,6 +134,7 @@ def serving(folder: Path, *, tls: bool = False) -> Iterator[Server]:
         yield made
     finally:
         made.stopping = True
+        made.over.set()
         made.shutdown()
         made.server_close()
         thread.join()

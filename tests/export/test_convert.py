@@ -144,7 +144,8 @@ def _convert_and_compare(model: Model, folder: Path) -> list[Check]:
     expected = expected[tuple(slice(n, -n or None) for n in lead)]  # the graph returns no more than it computes
     assert found.shape == expected.shape
     if "binarize" in name:
-        assert (found != expected).mean() < 1e-3, "rounding decides at the threshold"
+        # rounding decides at the threshold: of a thousand pixels one in some thousand runs, of a small image, too
+        assert np.count_nonzero(found != expected) <= max(2, found.size // 1000)
     else:
         assert np.abs(found - expected).max() <= 2e-5 * max(float(np.abs(expected).max()), float(expected.std()))
     return checks

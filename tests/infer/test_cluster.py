@@ -36,9 +36,10 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self.taken = socket.socket()  # bound for as long as the site is there, so that nobody else is given this port;
+        self.taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # with this the scheduler may listen on it
+        self.taken.bind(("127.0.0.1", 0))
+        port = self.taken.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{port}"
         self.scheduler = self.start(
             "dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"
@@ -65,6 +66,7 @@ class Site:
             process.kill()
         for process in self.processes:
             process.wait()
+        self.taken.close()
 
 
 @pytest.fixture
@@ -405,31 +407,43 @@ def test_ctrl_c_reaches_the_children_too_but_they_finish(tmp_path: Path) -> None
     heard = [*first.split(), *rest.split()]
     assert heard[-1] == "interrupted"
     assert sorted(heard[:-1]) == sorted(p.name for p in tmp_path.iterdir())
-    assert len(heard) < 100
+    assert len(heard) < 1000  # of a million: ten in a second until the signal is there
     assert process.returncode == 0
     assert errors == ""
 
 
 def test_a_second_ctrl_c_ends_what_runs(tmp_path: Path) -> None:
-    script = """
-        import time
+    """The second is sent when the first has been noted, which is when the handler of before is back."""
+    script = f"""
+        import pathlib, signal, threading, time
         from voidzoo.infer.schedulers.cluster import open_scheduler
+        def work(item):
+            pathlib.Path({str(tmp_path)!r}, str(item)).touch()
+            time.sleep(300)
+        def tell():
+            usual = signal.getsignal(signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is usual:
+                time.sleep(0.01)
+            print("waits", flush=True)
+            while signal.getsignal(signal.SIGINT) is not usual:
+                time.sleep(0.01)
+            print("noted", flush=True)
         if __name__ == "__main__":
             try:
                 with open_scheduler("processes:2") as scheduler:
-                    print("open", flush=True)
-                    scheduler.share_out(lambda i: time.sleep(300), range(10**6), 3)
+                    threading.Thread(target=tell, daemon=True).start()
+                    scheduler.share_out(work, range(10**6), 3)
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
     """
     with python(script, start_new_session=True) as process:
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(1)
+        assert process.stdout.readline() == "waits\n"
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
         assert len(session(process.pid)) > 2
-        for _ in range(2):
-            os.killpg(process.pid, signal.SIGINT)
-            time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == "noted\n"
+        os.killpg(process.pid, signal.SIGINT)
         assert process.communicate(timeout=60) == ("interrupted\n", "")
     wait_until(lambda: not session(process.pid))
 

@@ -679,8 +679,8 @@ def test_ctrl_c_twice_does_not_wait_for_the_blocks_that_run(tmp_path: Path) -> N
         assert process.stderr is not None
         assert json.loads(process.stdout.readline())["event"] == "PlanMade"
         process.send_signal(signal.SIGINT)
-        while "Ctrl-C again stops at once" not in process.stderr.readline():
-            pass
+        while "Ctrl-C again stops at once" not in (line_said := process.stderr.readline()):
+            assert line_said, "it ended before the second Ctrl-C"
         process.send_signal(signal.SIGINT)
         rest, said = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130

@@ -573,7 +573,7 @@ def test_float16_is_measured_on_the_image_and_said(plane: Package, tmp_path: Pat
         r"float16 differs from float32 by up to (\S+) of the output's std \(measured on 3 places", str(plan)
     )
     assert said
-    assert float(said[1]) == pytest.approx(error, rel=0.02)  # two digits, of a number that was itself rounded
+    assert float(said[1]) == pytest.approx(error, rel=0.06)  # two digits and three: 1.05 may be told as 1.1 or 1
     assert plan.to_json()["precision_error"] == error
     whole = vz.predict(plane, x, axes="yx", **CPU)
     result = vz.predict(plan, tmp_path / "o.ome.zarr")

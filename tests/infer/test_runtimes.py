@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import tifffile
 import zarr
@@ -22,11 +21,11 @@ import voidzoo as vz
 from tests.infer.test_models import plan_of, predicted, spatial
 from tests.model_zoo import MODELS
 from tests.packages import make_package, micrograph, whole
+from voidzoo.infer import planning
 from voidzoo.infer.blocks import tiles_of
 from voidzoo.infer.networks import openvino_network, runtimes
 from voidzoo.infer.networks.device import cpu_count, find_device, openvino_installed
 from voidzoo.infer.networks.session import Session
-from voidzoo.infer.planning import LIBRARIES
 from voidzoo.infer.run import run_in_memory
 from voidzoo.zoo.errors import DependencyError
 
@@ -323,7 +322,9 @@ def test_libraries_that_were_loaded_in_vain_are_counted(tmp_path: Path, monkeypa
     loaded = 80_000_000
     package = make_package(tmp_path / "p", depth=2, filters=16)
     x = micrograph(np.random.default_rng(), (2, 1100, 1200))
-    memory = psutil.Process().memory_info().rss + LIBRARIES + 300_000_000
+    process = planning._process_memory()  # it grows and shrinks from plan to plan
+    monkeypatch.setattr(planning, "_process_memory", lambda: process)
+    memory = process + 300_000_000
     settings: dict[str, Any] = {"axes": "zyx", "device": "cpu", "memory": memory}
     monkeypatch.setattr(runtimes, "_openvino", lambda *_: (None, None, 0))
     free = vz.plan(package, x, **settings)
@@ -341,7 +342,8 @@ def test_openvino_is_not_loaded_where_tiles_need_the_memory_more(
 ) -> None:
     package = make_package(tmp_path / "p", depth=2, filters=16)
     x = micrograph(np.random.default_rng(), (2, 600, 700))
-    free = psutil.Process().memory_info().rss + LIBRARIES
+    free = planning._process_memory()
+    monkeypatch.setattr(planning, "_process_memory", lambda: free)
     asked = []
     monkeypatch.setattr(runtimes, "_openvino", lambda *_: asked.append(1) or (None, None, 0))
     vz.plan(package, x, axes="zyx", device="cpu", memory=free + int(3 * runtimes.LIBRARIES))

@@ -86,7 +86,7 @@ def test_an_answer_on_another_scale_is_fitted():
     )
     for c, r in enumerate(found):
         assert r.std == pytest.approx(10 * noise[:, c].std(), rel=0.02)
-        assert abs(r.autocorrelation["x"][1]) < 0.1
+        assert abs(r.autocorrelation["x"][1]) < 0.2  # of white noise: 0.022 is one standard error of 2304 pixels
 
 
 def history(*losses: float) -> list[EpochDone]:

@@ -65,8 +65,9 @@ def test_a_damaged_copy_is_fetched_anew(web: Server, served: str) -> None:
     assert resolve(served).origin["url"] == served
 
 
-def test_no_server(web: Server, served: str) -> None:
+def test_no_server(web: Server, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection is a NetworkError at once, that says that nothing is kept here."""
+    monkeypatch.setattr(download, "PAUSES", (60.0, 60.0))  # a second try would take a minute
     web.shutdown()
     web.server_close()
     began = time.monotonic()
@@ -74,7 +75,7 @@ def test_no_server(web: Server, served: str) -> None:
         NetworkError, match=r"cannot be reached(.|\n)*no copy of it is kept here(.|\n)*check the network"
     ):
         resolve(served)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_a_transfer_that_breaks_off_goes_on(web: Server, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_bodies_without_end_and_beyond_the_limit(
 
 def test_servers_that_are_silent_or_drip(web: Server, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither silence nor a few bytes now and then keep a command for ever."""
-    web.pause = 0.3
+    web.pause = 60.0  # longer than this process may be kept from its processor: none of the tries may get an answer
     monkeypatch.setattr(download, "SILENCE_S", 0.1)
     with pytest.raises(NetworkError, match="breaks off: ReadTimeout"):
         resolve(served)

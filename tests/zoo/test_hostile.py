@@ -251,7 +251,7 @@ def test_a_description_made_to_harm_is_refused(attack: str, files: Files, inner:
     with pytest.raises(PackageError, match=r"rdf\.yaml is not YAML as descriptions are") as caught:
         open_package(put(inner / "m", {**files, "rdf.yaml": text}))
     assert re.search(message, caught.value.where), caught.value.where
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 60, "hours, or all of the memory, where it is not refused"
     assert [p.name for p in inner.iterdir()] == ["m"]
 
 
@@ -468,7 +468,7 @@ def test_graphs_that_make_terabytes_are_refused(
     start = time.monotonic()
     assert main(["plan", str(path), "image.npy", "--axes", "yx", "--device", "cpu"]) == 2
     assert re.search(r"makes a tensor of \d[\d,]{12,} bytes", capsys.readouterr().err)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 60
 
 
 def test_a_second_file_is_the_one_that_is_named(files: Files, inner: Path) -> None:
