@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -122,13 +123,12 @@ class About(_Said):
     data_license: str | None = None
     limits: tuple[str, ...] = ()
 
-    def __init__(self, **said: Any) -> None:
+    def __init__(self, /, **said: Any) -> None:
         """Raise RecipeError that names the key, what it holds and what is legal."""
-        where = said.pop("where", "")
         try:
             super().__init__(**said)
         except ValidationError as error:
-            raise _refusal(error, where) from None
+            raise _refusal(error) from None
 
     @field_validator("authors", "maintainers", mode="before")
     @classmethod
@@ -162,7 +162,11 @@ class About(_Said):
     @field_validator("license", "data_license")
     @classmethod
     def _spdx(cls, licence: str | None) -> str | None:
-        return _checked_licence(licence)
+        if licence is not None and not is_spdx(licence):
+            raise ValueError(
+                f"an SPDX id{nearest(licence, spdx_ids())}, e.g. CC-BY-4.0, CC0-1.0, MIT: https://spdx.org/licenses"
+            )
+        return licence
 
     @field_validator("git_repo")
     @classmethod
@@ -193,7 +197,10 @@ class About(_Said):
             raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
         if not isinstance(found, dict):
             raise RecipeError(f"{path} has no lines such as 'license: CC-BY-4.0'.")
-        return cls(**{str(k): v for k, v in found.items() if v is not None} | dict(said), where=str(path))
+        try:
+            return cls(**{str(k): v for k, v in found.items() if v is not None} | dict(said))
+        except RecipeError as error:
+            raise RecipeError(error.what, str(path), error.mend) from None
 
 
 def find_about(folder: Path) -> Path | None:
@@ -236,32 +243,30 @@ def _checked_url(url: str | None) -> str | None:
     return url
 
 
-def _checked_licence(licence: str | None) -> str | None:
+def is_spdx(licence: str) -> bool:
+    """Whether a licence is one that the format takes."""
+    return licence in spdx_ids()
+
+
+@cache
+def spdx_ids() -> frozenset[str]:
     """bioimageio.spec, which knows all SPDX ids, costs a second to import."""
-    if licence is None:
-        return None
     from bioimageio.spec.generic.v0_3 import DeprecatedLicenseId, LicenseId
 
-    known = {word for kind in (LicenseId, DeprecatedLicenseId) for word in kind.root_model.model_json_schema()["enum"]}
-    if licence not in known:
-        raise ValueError(
-            f"an SPDX id{nearest(licence, known)}, e.g. CC-BY-4.0, CC0-1.0, MIT: https://spdx.org/licenses"
-        )
-    return licence
+    kinds = (LicenseId, DeprecatedLicenseId)
+    return frozenset(word for kind in kinds for word in kind.root_model.model_json_schema()["enum"])
 
 
-def _refusal(error: ValidationError, where: str) -> RecipeError:
+def _refusal(error: ValidationError) -> RecipeError:
     """The first complaint of pydantic in the words of the house; a misspelt key before what it leaves out."""
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     if first["type"] == "extra_forbidden":
         key, kinds = str(first["loc"][-1]), {1: About, 3: Person if first["loc"][0] != "cite" else Citation}
         known = kinds[len(first["loc"])].model_fields
-        return RecipeError(
-            f"{place}: there is no such key{nearest(key, known)}.", where=where, mend=f"keys: {', '.join(known)}"
-        )
+        return RecipeError(f"{place}: there is no such key{nearest(key, known)}.", mend=f"keys: {', '.join(known)}")
     legal = str(first["ctx"]["error"]) if first["type"] == "value_error" else _LEGAL.get(first["type"], first["msg"])
-    return RecipeError(f"{place}: {first['input']!r} cannot be; it must be {legal}.", where=where)
+    return RecipeError(f"{place}: {first['input']!r} cannot be; it must be {legal}.")
 
 
 _LEGAL = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import OutputError, PackageError
 from ..zoo.files import replace_file
+from ..zoo.loose import listed, mapped
 from .about import FILE
 from .consumers import CONSUMERS, Verdict
-from .facts import listed, mapped
-from .measured import Measured
+from .measured import PICTURES, Measured
 
 if TYPE_CHECKING:
     from ..zoo.package import Package
     from .proof import Check
 
-PICTURES = {"best": "best.png", "worst": "worst.png"}
-"""Of held-out data, in packages that `export` measured."""
 LETTERS = {"b": "batch", "c": "channel", "t": "time"}
 FIJI = "Plugins > DeepImageJ > DeepImageJ Run, after the zip was installed with DeepImageJ Install (from file)"
 ILASTIK = "Neural Network Classification (Local), load the zip in Data Processing"
@@ -82,7 +81,7 @@ def make_card(package: Package, checks: Sequence[Check], verdicts: Sequence[Verd
             "\n".join(f"* {_plain(str(limit))}" for limit in listed(said.get("limits"))),
             f"{FILE}: limits: [a sentence]",
         ),
-        "How to run it": _how(package),
+        "How to run it": _how(package, verdicts),
     }
     text = "\n\n".join(f"## {name}\n\n{text}" if name else text for name, text in parts.items()) + "\n"
     return Card(text, pictures, missing)
@@ -153,13 +152,14 @@ def _data(said: Mapping[str, Any], ours: Mapping[str, Any], need: Any) -> str:
         "licence of the data", _plain(str(said.get("data_license") or "")), f"{FILE}: data_license: CC-BY-4.0"
     )
     training = mapped(ours.get("training"))
-    images = [f"* {image}" for image in images_of(ours)]
+    images = [f"* {_plain(image)}" for image in images_of(ours)]
     lines = [
         words.rstrip(".") + ".",
-        *([str(said["data_link"])] if said.get("data_link") else []),
+        *([_plain(str(said["data_link"]))] if said.get("data_link") else []),
         f"Licence: {licence}.",
     ]
-    split = f"Held out for validation while training: {training['split']}." if training.get("split") else ""
+    split = _plain(str(training.get("split") or ""))
+    split = f"Held out for validation while training: {split}." if split else ""
     return "\n\n".join(["  \n".join(lines), *(["\n".join(images)] if images else []), *([split] if split else [])])
 
 
@@ -211,22 +211,34 @@ def _opens(verdicts: Sequence[Verdict]) -> str:
     return _table(("program", "opens", "why not, or what is lost"), rows)
 
 
-def _how(package: Package) -> str:
-    name, axes = Path(package.path).name, package.axes
-    stack = "stack" if "z" in axes else "image"
-    return f"""    voidzoo predict {name} IMAGE.tif -o OUT.ome.zarr
+def _how(package: Package, verdicts: Sequence[Verdict]) -> str:
+    """The lines to paste, and where it is found in the programs that open it."""
+    if not package.weights:
+        return "Its weights are of a kind that voidzoo does not run."
+    name, ours = Path(package.path).name, bool(package.ours.get("method"))
+    trust = package.weights[0].kind == "pytorch_state_dict"
+    predict = ["voidzoo", "predict", name, "IMAGE.tif", "-o", "OUT.ome.zarr", *["--trust-code"] * trust]
+    given = f'{json.dumps(name, ensure_ascii=False)}, array, axes="{array_axes(package)}"{", trust_code=True" * trust}'
+    core = shlex.join(["bioimageio", "predict", name, "--inputs", "stack.tif" if "z" in package.axes else "image.tif"])
+    ways = {"fiji": f"Fiji: {FIJI}", "ilastik": f"ilastik: {ILASTIK}", "core": f"bioimageio.core: `{core}`"}
+    opens = [f"* {ways[v.consumer]}" for v in verdicts if v.consumer in ways and v.answer != "no"]
+    steps = [s.name for t in (*package.inputs, *package.outputs) for s in t.steps if s.name != "ensure_dtype"]
+    if steps:
+        raw = f"what the description declares ({', '.join(steps)}) is done by the program"
+    else:
+        raw = "its normalisation lies in the network" if ours else "the description declares no steps"
+    return "\n\n".join([
+        f"    {shlex.join(predict)}",
+        "takes images of any size, also larger than memory. In Python:",
+        f"```python\nimport voidzoo\n\n{'denoised' if ours else 'result'} = voidzoo.predict({given})\n```",
+        *(["\n".join(opens)] if opens else []),
+        f"All take the raw image: {raw}.",
+    ])  # fmt: skip
 
-takes images of any size, also larger than memory. In Python:
 
-```python
-import voidzoo
-
-denoised = voidzoo.predict("{name}", array, axes="{axes}")
-```
-
-Fiji: {FIJI}. ilastik:
-{ILASTIK}. bioimageio.core:
-`bioimageio predict {name} --inputs {stack}.tif`. All take the raw image: its normalisation lies in the network."""
+def array_axes(package: Package) -> str:
+    """The axes of an array as its model reads it: channels first where there are several."""
+    return "c" * (len(package.channels_in) > 1) + package.axes
 
 
 def measured_of(package: Package) -> Measured | None:

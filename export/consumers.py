@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .facts import facts_of
+from .facts import TASKS, facts_of
 
 if TYPE_CHECKING:
     from ..zoo.package import Package
@@ -119,10 +119,6 @@ def _plain(value: Any) -> Any:
 
 PER_TILE = ("zero_mean_unit_variance", "scale_range", "scale_range by another tensor", "scale_mean_variance")
 """Processing steps that measure the image, or what they are shown of it."""
-TASKS = (
-    "denoising", "image-restoration", "image-to-image", "image-reconstruction", "pix2pix", "super-resolution",
-    "semantic-segmentation", "instance-segmentation", "detection", "classification", "self-supervision",
-)  # fmt: skip
 MODEL_V05 = "JDLL ModelDescriptorV05.java"
 TIKTORCH = "ilastik bioimageiodl.py, tiktorch process.py"
 CORE_OLD = "bioimageio.core#405, #415"
@@ -130,6 +126,10 @@ PROCESSING = "JDLL Processing.java, RAN against numpy"
 QUPATH = "qupath-bioimageio-spec Model.java"
 QUPATH_TOOLS = "QuPath BioimageIoTools.java"
 BIAPY = "BiaPy check_bmz_model_compatibility"
+BIAPY_STEPS = (
+    "zero_mean_unit_variance", "fixed_zero_mean_unit_variance of one number",
+    "fixed_zero_mean_unit_variance a channel", "scale_range", "scale_linear of one number", "scale_linear a channel",
+)  # fmt: skip
 
 TABLE = (
     Rule(("core",), "format", one_of("0.4", "0.5"), "no",
@@ -149,8 +149,8 @@ TABLE = (
          "it takes the output's axes for the input's", "lazyflow tiktorch/operators.py"),
     Rule(("ilastik",), "output has channels", one_of(True), "no",
          "the output needs a channel axis", "lazyflow tiktorch/operators.py"),
-    Rule(("ilastik",), "sizes", none_of("known after the run"), "no",
-         "sizes that are only known after the run", TIKTORCH),
+    Rule(("ilastik", "fiji", "qupath", "biapy"), "sizes", none_of("known after the run"), "no",
+         "sizes that are only known after the run", f"{TIKTORCH}; JDLL AxisSize.java; QuPath Axes.java; {BIAPY}"),
     Rule(("core", "ilastik", "biapy"), "weights as described", one_of(True), "no",
          "a weights file is missing, or not the one whose sha256 the description tells", "bioimageio.spec"),
     Rule(("core", "biapy"), "library of the network", one_of("none"), "with loss",
@@ -215,6 +215,12 @@ TABLE = (
          "axes must be batch, channel, [z], y, x", BIAPY),
     Rule(("biapy",), "preprocessing steps", at_most(1), "no",
          "it takes one preprocessing step at most", BIAPY),
+    Rule(("biapy",), "preprocessing", only(*BIAPY_STEPS), "no",
+         "a step before the network that it does not know", BIAPY),
+    Rule(("biapy",), "preprocessing", none_of("scale_linear of one number", "scale_linear a channel"), "no",
+         "the gain of scale_linear is ignored: the numbers are wrong", BIAPY),
+    Rule(("biapy",), "classes", one_of("told", "not asked for"), "no",
+         "semantic segmentation needs out_channels or n_classes among the kwargs of its network", BIAPY),
     Rule(("biapy",), "tags", any_of(*TASKS), "no",
          "no tag names a task that it knows", BIAPY),
     Rule(("careamics",), "attachments", any_of("careamics.yaml"), "no",

@@ -19,7 +19,7 @@ from .along import at_legal_size
 from .bake import TYPES, WIDE, baked, is_fixed
 from .by_core import by_core
 from .describe import channel_ids
-from .foreign import nickname_of, picture_of, readme_of, source_of, words_of_package
+from .foreign import nickname_of, picture_of, pictures_of, readme_of, source_of, words_of_package
 from .layout import LETTERS
 from .measure import Measured, Said, legal_shape, measured, runner
 from .onnx_file import load, modernised, opset_of
@@ -133,7 +133,7 @@ class _Made:
                 {a: one.output(a) for a, one in self.found.along.items()}, self.expected[0], (), self.found.one,
             ),
             onnx=self.onnx, opset=self.opset, torchscript=torchscript, state=state, torch=_torch_version(package),
-            nickname=nickname_of(package), picture=picture_of(package),
+            nickname=nickname_of(package), picture=picture_of(package), pictures=pictures_of(package),
         )  # fmt: skip
 
     def working(self, shape: Sequence[int]) -> float:

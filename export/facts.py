@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ..zoo.errors import PackageError
+from ..zoo.loose import listed, mapped
 from ..zoo.onnx_data import refuse_strange
 from ..zoo.onnx_wire import contents
 from ..zoo.package import Package, Step, Tensor
 
 FIJI_OPSETS = range(6, 19)
 """Opsets for which JDLL knows an onnxruntime (availableDLVersions.json)."""
+
+TASKS = (
+    "denoising", "image-restoration", "image-to-image", "image-reconstruction", "pix2pix", "super-resolution",
+    "semantic-segmentation", "instance-segmentation", "detection", "classification", "self-supervision",
+)  # fmt: skip
+"""Tags that name what a model is for, as BiaPy knows them."""
 
 
 def facts_of(package: Package) -> dict[str, Any]:
@@ -37,6 +44,7 @@ def facts_of(package: Package) -> dict[str, Any]:
         "ONNX file": "unreadable" if "onnx" in weights and not opset else "readable",
         "IR version": ir,
         "state dict": _state_dict(package),
+        "classes": _classes(package),
         "library of the network": _library(package),
         "inputs": len(package.inputs),
         "outputs": len(package.outputs),
@@ -49,6 +57,7 @@ def facts_of(package: Package) -> dict[str, Any]:
         "sizes": frozenset(_size(t, a) for t in tensors for a in t.letters if a in "tzyx"),
         "fixed output with halo": old and any(a.halo and a.size is not None for t in package.outputs for a in t.axes),
         "operations": frozenset(_operation(s) for t in tensors for s in t.steps if s.name != "ensure_dtype"),
+        "preprocessing": frozenset(_operation(s) for t in package.inputs for s in t.steps if s.name != "ensure_dtype"),
         "preprocessing steps": sum(s.name != "ensure_dtype" for t in package.inputs for s in t.steps),
         "tags": frozenset(str(t).lower() for t in listed(rdf.get("tags"))),
         "attachments": frozenset(_attachments(rdf)),
@@ -73,18 +82,6 @@ def _in_two_files(package: Package) -> bool:
     return any(w.options.get("external_data") for w in package.weights if w.kind == "onnx")
 
 
-def listed(value: Any) -> list[Any]:
-    """A list as it is, one thing as a list of it, anything that is no list as none: descriptions hold all of these."""
-    if isinstance(value, list | tuple):
-        return list(value)
-    return [value] if isinstance(value, str | Mapping) and value else []
-
-
-def mapped(value: Any) -> Mapping[str, Any]:
-    """A mapping as it is, anything else as an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def _kinds(values: list[Any]) -> str:
     """Strings, as until 0.5.10, or maps with source and sha256, as from 0.5.11 on."""
     return "maps" if any(isinstance(v, Mapping) for v in values) else "strings"
@@ -101,12 +98,24 @@ def _identity(rdf: Mapping[str, Any]) -> str:
 
 def _state_dict(package: Package) -> str:
     """none, with or without kwargs for its architecture."""
-    entry = mapped(package.rdf.get("weights")).get("pytorch_state_dict")
-    if not isinstance(entry, Mapping):
+    if not isinstance(mapped(package.rdf.get("weights")).get("pytorch_state_dict"), Mapping):
         return "none"
+    return "with kwargs" if _kwargs(package) else "without kwargs"
+
+
+def _kwargs(package: Package) -> Mapping[str, Any]:
+    """Of the network of the state dict, in the ways in which formats 0.4 and 0.5 say them."""
+    entry = mapped(mapped(package.rdf.get("weights")).get("pytorch_state_dict"))
     architecture = entry.get("architecture")
-    kwargs = architecture.get("kwargs") if isinstance(architecture, Mapping) else entry.get("kwargs")
-    return "with kwargs" if kwargs else "without kwargs"
+    return mapped(architecture.get("kwargs") if isinstance(architecture, Mapping) else entry.get("kwargs"))
+
+
+def _classes(package: Package) -> str:
+    """Whether a model whose task is semantic segmentation alone says how many classes it has."""
+    tasks = {str(t).lower() for t in listed(package.rdf.get("tags"))} & set(TASKS)
+    if tasks != {"semantic-segmentation"}:
+        return "not asked for"
+    return "told" if {"out_channels", "n_classes"} & set(_kwargs(package)) else "not told"
 
 
 def _library(package: Package) -> str:

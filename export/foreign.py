@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..zoo.errors import PackageError, RecipeError
+from ..zoo.errors import ImageError, PackageError, RecipeError
+from ..zoo.loose import listed, mapped
+from ..zoo.package_files import MAX_COVER, MAX_TEXT
+from ..zoo.pictures import strangers_picture
 from ..zoo.version import __version__
 from .about import About, Citation, Person, suggest_name
 from .describe import nickname
-from .facts import listed, mapped
+from .measured import PICTURES
 from .upload import MOST_COVER
 
 if TYPE_CHECKING:
@@ -21,6 +24,16 @@ if TYPE_CHECKING:
     from ..zoo.package import Package
 
 KINDS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif"}
+KEPT = {
+    "name", "description", "version", "authors", "maintainers", "cite", "license", "git_repo", "training_data", "tags",
+    "links", "config", "attachments", "covers", "documentation", "id",
+}  # fmt: skip
+"""Keys of a description whose words are kept, or told of one by one."""
+MADE_ANEW = {
+    "type", "format_version", "inputs", "outputs", "weights", "timestamp", "test_inputs", "test_outputs",
+    "sample_inputs", "sample_outputs", "source", "sha256", "kwargs", "language", "framework", "dependencies",
+}  # fmt: skip
+"""Keys that the new description has of its own; the last six are those of format 0.3 for its state dict."""
 
 
 def words_of_package(package: Package) -> tuple[dict[str, Any], list[str]]:
@@ -45,13 +58,20 @@ def words_of_package(package: Package) -> tuple[dict[str, Any], list[str]]:
         "name": package.name, "description": " ".join(package.description.split())[:512], "version": package.version,
         **people, "cite": cite, "license": rdf.get("license"), "git_repo": rdf.get("git_repo"),
         "training_data": _training_data(rdf), "tags": [str(t) for t in listed(rdf.get("tags"))],
+        "links": [link for link in listed(rdf.get("links")) if isinstance(link, str)],
     }  # fmt: skip
     for key in ("name", "version", "license", "git_repo"):
         if words[key] and not _taken(key, str(words[key])):
             lost.append(f"{key} {words[key]!r} is not what the format takes")
             words[key] = suggest_name(str(words[key])) if key == "name" else None
     lost += [f"config.{key} is left out" for key in package.config if key not in ("bioimageio", "voidzoo")]
+    lost += ["the description is cut after 512 characters"] if len(" ".join(package.description.split())) > 512 else []
     lost += ["the attachments are left out"] if rdf.get("attachments") else []
+    lost += (
+        ["training_data has no id and is left out"] if rdf.get("training_data") and not words["training_data"] else []
+    )
+    lost += ["of the covers one is kept"] if len(listed(rdf.get("covers"))) > 1 else []
+    lost += [f"{str(key)[:60]} is left out" for key, value in rdf.items() if value and key not in KEPT | MADE_ANEW]
     return words, lost
 
 
@@ -114,19 +134,25 @@ def source_of(package: Package, kind: str, changes: Sequence[str]) -> dict[str, 
 
 def picture_of(package: Package) -> tuple[str, bytes] | None:
     """The first cover that catalogues show: its name here, and content."""
-    from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
-
     for given in listed(package.rdf.get("covers")):
         try:
-            data = package.files.read(_source(given))
-            with Pillow.open(io.BytesIO(data)) as picture:
+            data = package.files.read(_source(given), limit=MAX_COVER)
+            with strangers_picture(data) as picture:
                 kind = str(picture.format)
-        except (PackageError, UnidentifiedImageError, OSError):
+        except (PackageError, ImageError):
             continue
-        if kind in KINDS and len(data) < MOST_COVER:
+        if len(data) < MOST_COVER:
             return f"cover.{KINDS[kind]}", data
     return None
+
+
+def pictures_of(package: Package) -> dict[str, bytes]:
+    """What a package shows of its own figures, by file name: its README and `config.voidzoo.measured` need them."""
+    found = {}
+    for name in PICTURES.values() if package.ours.get("measured") else ():
+        with suppress(PackageError):  # what it lacks it lacks afterwards
+            found[name] = package.files.read(name, limit=MAX_COVER)
+    return found
 
 
 def _source(given: Any) -> str:
@@ -137,7 +163,7 @@ def readme_of(package: Package, words: Mapping[str, Any], source: Mapping[str, A
     """The README of what was made of a package: where it came from, what was changed, what its makers say."""
     try:
         given = package.rdf.get("documentation")
-        text = package.files.read(_source(given)).decode("utf-8", "replace").strip() if given else ""
+        text = package.files.read(_source(given), limit=MAX_TEXT).decode("utf-8", "replace").strip() if given else ""
     except PackageError:
         text = ""
     known = ", ".join(f"{k} {source[k]}" for k in ("id", "version", "format_version") if source.get(k))

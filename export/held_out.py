@@ -13,10 +13,10 @@ import numpy as np
 from ..infer.planning import make_plan
 from ..infer.run import run_in_memory
 from ..zoo.axes import permutation
-from ..zoo.errors import AxesError, SizeError
+from ..zoo.errors import AxesError, SizeError, ValuesError
 from ..zoo.metrics import affine_fit, psnr, ssim
 from ..zoo.pictures import contrast, side_by_side
-from .measured import Case, Figure, Measured
+from .measured import PICTURES, Case, Figure, Measured
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,23 +77,50 @@ def measure(
     """Run a denoiser on held-out images -> figures, and two pictures (PNG) by file name: the best and the worst square.
 
     truths: the clean or high-SNR partner of each image, in their order, or none. Every plane of every channel counts.
-    Raises SizeError where an image and its partner differ in shape or are too small, AxesError for other axes.
+    Raises SizeError where an image and its partner differ in shape or are too small, AxesError for other axes,
+    ValuesError for a partner with NaN or without any contrast.
     """
-    if truths and len(truths) != len(images):
-        raise SizeError(f"{len(images)} held-out images have {len(truths)} partners.", mend="one --truth each")
+    check_partners(images, truths)
     squares: list[_Square] = []
+    side = min(map(_side_for, images))  # one for all, or their figures could not be averaged
     for i, image in enumerate(images):
-        squares += _squares(package, image, truths[i] if truths else None)
+        squares += _squares(package, image, truths[i] if truths else None, side)
     # squares without anything in them say little: the fuller half
     shown = sorted(squares, key=lambda s: -s.contents)[: (len(squares) + 1) // 2]
     best, worst = (pick(shown, key=lambda s: s.rank) for pick in (max, min))
     names = list(squares[0].values)
     figures = tuple(_figure(n, [s.values[n] for s in squares]) for n in names)
-    side = min(squares[0].noisy.shape)
     found = Measured(
         tuple(i.name for i in images), tuple(t.name for t in truths), len(squares), side, figures, best.case, worst.case
     )
-    return found, {"best.png": _picture(best), "worst.png": _picture(worst)}
+    return found, {PICTURES["best"]: _picture(best), PICTURES["worst"]: _picture(worst)}
+
+
+def check_partners(images: Sequence[Image], truths: Sequence[Image]) -> None:
+    """Raise SizeError where held-out images and their partners do not go together, or are too small to be measured."""
+    if truths and len(truths) != len(images):
+        raise SizeError(
+            f"{len(images)} held-out images have {len(truths)} partners.", mend="--held-out and --truth, one each"
+        )
+    for image, truth in zip(images, truths, strict=False):
+        if truth.sizes != image.sizes:
+            raise SizeError(
+                f"{image.name} and its partner {truth.name} differ: {image.sizes} and {truth.sizes}.",
+                mend="partners of equal shape and axes",
+            )
+    for image in images:
+        _side_for(image)
+
+
+def _side_for(image: Image) -> int:
+    """The side of the squares that an image is measured in. Raises SizeError where it is too small."""
+    height, width = image.size("y"), image.size("x")
+    side = int(min(LARGEST, height, width, max(SMALL, (height * width / SQUARES) ** 0.5)))
+    if side < SMALLEST:
+        raise SizeError(
+            f"the held-out image {image.name} is {height} x {width}; {SMALLEST} pixels each way are needed."
+        )
+    return side
 
 
 def _figure(name: str, values: Sequence[tuple[float | None, float]]) -> Figure:
@@ -110,20 +137,17 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return float(f"{mean:.7g}"), float(f"{spread:.7g}")
 
 
-def _squares(package: Package, image: Image, truth: Image | None) -> Iterator[_Square]:
+def _squares(package: Package, image: Image, truth: Image | None, side: int) -> Iterator[_Square]:
     """All squares of all planes of an image, measured."""
     noisy = image.read({}).astype(np.float64)
-    if truth is not None and truth.sizes != image.sizes:
-        raise SizeError(
-            f"{image.name} and its partner {truth.name} differ: {image.sizes} and {truth.sizes}.",
-            mend="partners of equal shape and axes",
-        )
     clean = None if truth is None else truth.read({}).astype(np.float64)
+    if clean is not None and not np.isfinite(clean).all():
+        raise ValuesError(f"{truth.name if truth else ''} holds NaN or infinity, which has no distance from anything.")
     result = _denoised(package, image)
     for where in np.ndindex(*noisy.shape[:-2]):
         place = [f"{a} {i}" for a, i in zip(image.axes, where, strict=False) if image.size(a) > 1]
         planes = (noisy[where], result[where], None if clean is None else clean[where])
-        yield from _of_plane(image.name, place, *planes)
+        yield from _of_plane(image.name, place, *planes, side)
 
 
 def _denoised(package: Package, image: Image) -> NDArray[np.float64]:
@@ -140,15 +164,17 @@ def _denoised(package: Package, image: Image) -> NDArray[np.float64]:
 
 
 def _of_plane(
-    name: str, place: list[str], noisy: NDArray[Any], result: NDArray[Any], truth: NDArray[Any] | None
+    name: str, place: list[str], noisy: NDArray[Any], result: NDArray[Any], truth: NDArray[Any] | None, side: int
 ) -> Iterator[_Square]:
     height, width = noisy.shape
-    side = int(min(LARGEST, height, width, max(SMALL, (height * width / SQUARES) ** 0.5)))
-    if side < SMALLEST:
-        raise SizeError(f"the held-out image {name} is {height} x {width}; {SMALLEST} pixels each way are needed.")
     fitted, spread = (noisy, result), 0.0
     if truth is not None:
         spread = float(truth.max() - truth.min())
+        if not spread > 0:
+            raise ValuesError(
+                f"the partner of {', '.join([name, *place])} is constant: nothing can be measured there.",
+                mend="--held-out and --truth with parts in which there is something",
+            )
         fits = [affine_fit(truth, p) for p in fitted]
         fitted = tuple(f * p + o for (f, o), p in zip(fits, fitted, strict=True))  # type: ignore[assignment]
         noisy = fits[1][0] * noisy + fits[1][1]  # to be seen beside the result, on its grey scale

@@ -69,9 +69,9 @@ class Said:
 
 
 def runner(onnx: bytes) -> Runner:
-    """A plain onnxruntime session on the CPU: float32 (b, c, *space) -> the same.
+    """A plain onnxruntime session on the CPU: float32 (b, c, *space) -> the same, whatever dtypes the graph has.
 
-    Raises PackageError for a graph that it does not load; a run raises what onnxruntime raises.
+    Raises PackageError for a graph that it does not load or that reads no numbers; a run raises what onnxruntime does.
     """
     import onnxruntime as ort
 
@@ -82,8 +82,13 @@ def runner(onnx: bytes) -> Runner:
         session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds, without a common base
         raise PackageError("onnxruntime cannot load the network.", where=first_line(error)) from error
-    name = session.get_inputs()[0].name
-    return lambda x: np.asarray(session.run(None, {name: x})[0])
+    given = session.get_inputs()[0]
+    kind = given.type.removeprefix("tensor(").removesuffix(")")
+    try:
+        dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+    except TypeError:
+        raise PackageError(f"the network reads {kind}, which no image holds.") from None
+    return lambda x: np.asarray(session.run(None, {given.name: x.astype(dtype, copy=False)})[0], np.float32)
 
 
 def first_size(run: Runner, channels: int, space: str, said: Mapping[str, Said]) -> dict[str, int]:

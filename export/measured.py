@@ -9,6 +9,8 @@ from typing import Any, Self
 UNITS = {"psnr": "dB", "ssim": "", "removed": "grey values", "leak": "", "lag x": "", "lag y": ""}
 SPREAD = "Mean and standard deviation over the squares. Of the half of them that shows most:"
 """What stands under the table and above the best and the worst square."""
+PICTURES = {"best": "best.png", "worst": "worst.png"}
+"""Of the best and the worst square, in packages that `export` measured."""
 NAMES = {
     "psnr": "PSNR",
     "ssim": "SSIM",

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import helper
 
 from ..infer.networks.onnx_network import first_line
 from ..zoo.errors import AxesError, DependencyError, PackageError, RecipeError, SizeError, VoidzooError
 from ..zoo.package import torch_is_there
-from .bake import baked
+from .bake import TYPES, baked
 from .layout import LETTERS, canonical, declared
 from .measure import Measured, Said, first_size, measured, runner
 from .onnx_file import load, modernised, opset_of
@@ -94,7 +95,7 @@ def from_onnx(path: Path, wanted: Callable[[int | None], Wanted]) -> Network:
     Raises PackageError, AxesError, SizeError.
     """
     data = _bytes(path)
-    model = load(data, str(path))
+    model, notes = modernised(load(data, str(path)))
     dims = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     asked = wanted(None)
     asked.check()
@@ -114,7 +115,6 @@ def from_onnx(path: Path, wanted: Callable[[int | None], Wanted]) -> Network:
             mend="--axes with c where the number of channels stands",
         )
     asked = wanted(told or None)
-    modern, notes = modernised(load(data, str(path)))
     whole = runner(data)
 
     def reference(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -124,7 +124,7 @@ def from_onnx(path: Path, wanted: Callable[[int | None], Wanted]) -> Network:
     outputs = _outputs(path, reference, asked, sizes)
 
     def bake(fixed: Mapping[str, int] | None) -> bytes:
-        made = baked(modern, (asked.axes, asked.output_axes), asked.space, (asked.channels, outputs), sizes=fixed)
+        made = baked(model, (asked.axes, asked.output_axes), asked.space, (asked.channels, outputs), sizes=fixed)
         return made.SerializeToString()
 
     try:
@@ -139,6 +139,10 @@ def from_onnx(path: Path, wanted: Callable[[int | None], Wanted]) -> Network:
         notes.append("its sizes are fixed: " + ", ".join(f"{a} {n}" for a, n in sizes.items() if a in asked.space))
     if {asked.axes, asked.output_axes} != {"bc" + asked.space}:
         notes.append(f"axes {asked.axes} -> {asked.output_axes} became bc{asked.space}: the network is turned inside")
+    if (kind := model.graph.input[0].type.tensor_type.elem_type) != TYPES["float32"]:
+        notes.append(
+            f"it reads {np.dtype(helper.tensor_dtype_to_np_dtype(kind))}: the cast from float32 lies in the network"
+        )
     notes.append("there is ONNX alone: ilastik's window and QuPath open TorchScript, BiaPy a state dict")
     return Network(onnx, found, reference, outputs, path.name, notes=notes)
 
@@ -192,7 +196,12 @@ def from_module(module: Any, wanted: Wanted, made_of: str) -> Network:
         return evaluate(turned, x)
 
     size = first_size(reference, wanted.channels, wanted.space, wanted.said)
+    results: list[int] = []
+    hook = module.register_forward_hook(
+        lambda _module, _given, y: results.append(len(y) if isinstance(y, tuple | list) else 1)
+    )
     outputs = int(reference(np.ones((1, wanted.channels, *size.values()), np.float32)).shape[1])
+    hook.remove()
     try:
         onnx = to_onnx(turned, wanted.channels, wanted.space, size)
     except VoidzooError:
@@ -202,6 +211,7 @@ def from_module(module: Any, wanted: Wanted, made_of: str) -> Network:
     found = measured(onnx, wanted.channels, wanted.space, wanted.said)
     script, note = script_of(turned, reference, wanted.channels, found.rules)
     notes = [note] if note else []
+    notes += [f"the network returns {results[0]} results; the first is packed"] if results[0] > 1 else []
     return Network(onnx, found, reference, outputs, made_of, script, None, torch.__version__.partition("+")[0], notes)
 
 

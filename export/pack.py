@@ -20,9 +20,9 @@ from .about import About, about_of
 from .along import Along, at_legal_size, rule_of
 from .describe import channel_ids
 from .graph import denoiser_of, evaluate, to_onnx
-from .held_out import measure
+from .held_out import check_partners, measure
 from .onnx_file import read_back
-from .portable import End, Parts, StateDict, check_place, write, write_proved
+from .portable import End, Parts, StateDict, check_place, draft_of, write, write_proved
 from .proof import Check, prove
 from .torch_weights import ARCHITECTURE, architecture, state_dict, to_torchscript
 
@@ -64,6 +64,7 @@ def export_run(
     given = {"name": name, "description": description, "authors": tuple(authors) or None, "license": license}
     images, partners = ([open_image(i) for i in group] for group in (held_out, truth))
     _refuse_seen(run, images)
+    check_partners(images, partners)
     said = about_of(about, {key: value for key, value in given.items() if value is not None})
     network = denoiser_of(run.network(which), run.normalisation, run.target_normalisation)
 
@@ -84,9 +85,11 @@ def export_run(
 
 def _refuse_seen(run: Run, images: Sequence[Image]) -> None:
     """Figures on what was trained on say nothing. Raises RecipeError."""
-    seen = {(i["name"], tuple(i["shape"])) for i in run.info["images"]}
+    facts = run.info["images"]
+    prints = {i["fingerprint"] for i in facts if "fingerprint" in i}
+    names = {(i["name"], tuple(i["shape"])) for i in facts if "fingerprint" not in i}  # of an older run
     for image in images:
-        if (image.name, image.shape) in seen:
+        if (image.name, image.shape) in names or image.fingerprint in prints:
             raise RecipeError(
                 f"{image.name} was trained on; figures on it would say nothing.",
                 mend="--held-out with an image, or a part of one, that the training has not seen",
@@ -97,7 +100,7 @@ def measured_on(
     parts: Parts, images: Sequence[Image], truths: Sequence[Image], out: Path
 ) -> tuple[Measured, dict[str, bytes]]:  # fmt: skip
     """What the package does on held-out images, and pictures of it; a draft lies beside OUT as long as it runs."""
-    draft = out.with_name(out.stem + ".measured.part.zip")
+    draft = draft_of(out, "measured")
     try:
         write(parts, draft)
         return measure(open_package(draft), images, truths)

@@ -7,10 +7,10 @@ Section by section what every consumer reads: docs/decisions/0003. Our own train
 from __future__ import annotations
 
 import io
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ from .describe import describe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+KEPT = ("-expected.npy", "-found.npy", "-difference.png")
+"""How the files end that a failed proof keeps (`proof.compare`)."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,24 @@ def write_proved(parts: Callable[[], Parts], out: Path, prove: Callable[[Package
     prove: takes the draft and the folder where tensors that differ are kept; raises ProofFailed. Whatever is raised,
     nothing lies at OUT but what was there before.
     """
-    draft = out.with_name(out.stem + ".part.zip")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out.parent} cannot be made: {error.strerror or error}.", mend="another -o") from error
+    forget_failed(failed_folder(out))
     try:
         write(parts(), draft)
         prove(open_package(draft), failed_folder(out))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-    shutil.rmtree(failed_folder(out), ignore_errors=True)
-    return replace(open_package(out))
+    return open_package(out)
+
+
+def draft_of(out: Path, word: str = "part") -> Path:
+    """Where a package lies until it has its name: beside OUT, hidden, so that it is nobody's file."""
+    return out.with_name(f".{out.stem}.{word}.zip")
 
 
 def check_place(out: Path, overwrite: bool) -> None:
@@ -128,6 +139,15 @@ def check_place(out: Path, overwrite: bool) -> None:
 def failed_folder(out: Path) -> Path:
     """Where the tensors of a failed proof are kept."""
     return out.with_name(out.stem + ".failed")
+
+
+def forget_failed(folder: Path) -> None:
+    """Remove what an earlier proof kept there, and the folder if it holds nothing else."""
+    for end in KEPT:
+        for file in folder.glob(f"*{end}"):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _files(parts: Parts) -> dict[str, bytes]:

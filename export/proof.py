@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tokenize
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +16,14 @@ from ..infer.networks.device import cpu_count, find_device
 from ..infer.networks.session import Session
 from ..infer.planning import make_plan
 from ..infer.run import run_in_memory
-from ..zoo.errors import PackageError, ProofFailed
+from ..zoo.errors import ProofFailed
+from ..zoo.loose import mapped
 from ..zoo.open import open_image
 from ..zoo.package import Package, torch_is_there
-from ..zoo.package_files import MAX_TENSOR, MAX_TEXT
+from ..zoo.package_files import MAX_TEXT
 from ..zoo.pictures import contrast, side_by_side
 from .consumer import own_architecture
-from .facts import mapped
+from .tensors import test_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,53 +52,6 @@ class Check:
     def __str__(self) -> str:
         word = "FAILED" if not self.passed else "ok" if self.ran else "left out"
         return f"{self.name:<24} {self.detail:<40} {word}"
-
-
-def test_tensors(package: Package) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The test input and output of a package, float32 (b, c, [z], y, x). Raises PackageError if there are none."""
-    test_input = _tensor(package, package.test_input, package.channels_in)
-    test_output = _tensor(package, package.test_output, package.channels_out)
-    if test_input.shape[2:] != test_output.shape[2:] or len(test_input) != len(test_output):
-        raise PackageError(
-            f"{package.path}: the test input has the shape {test_input.shape}, the output {test_output.shape}."
-        )
-    return test_input, test_output
-
-
-def _tensor(package: Package, name: str, channels: Sequence[str]) -> NDArray[np.float32]:
-    data = package.files.read(name, limit=MAX_TENSOR)
-    try:
-        tensor = np.array(_numbers(data), dtype=np.float32, order="C")  # torch wants to be able to write
-    except (ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
-        raise PackageError(f"{package.path}: {name} is no array of numbers.", where=str(error)[:200]) from error
-    if tensor.ndim != 2 + len(package.axes) or tensor.shape[1] != len(channels) or 0 in tensor.shape:
-        raise PackageError(
-            f"{package.path}: {name} has the shape {tensor.shape}; "
-            f"batch, {len(channels)} channels, {', '.join(package.axes)} are needed."
-        )
-    return tensor
-
-
-def _numbers(data: bytes) -> NDArray[Any]:
-    """A .npy file as it lies in memory: what its header promises beyond that is never asked for. Raises ValueError."""
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"it is a .npy of version {version[0]}.{version[1]}; 1.0 and 2.0 hold numbers")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # headers of Python 2
-            shape, fortran, dtype = read(stream)
-    except (SyntaxError, tokenize.TokenError, RecursionError) as error:
-        raise ValueError(f"its header cannot be read: {error}") from error
-    if dtype.kind not in "biuf":
-        raise ValueError(f"it holds {dtype}, no numbers; objects are pickles, which are not loaded")
-    left = len(data) - stream.tell()
-    if min(shape, default=0) < 0 or len(shape) > 32 or prod(shape) * dtype.itemsize != left:
-        raise ValueError(f"its header promises {str(shape)[:60]} of {dtype}; {left:,} bytes follow")
-    found = np.frombuffer(data, dtype, offset=stream.tell())
-    return found.reshape(shape, order="F" if fortran else "C")
 
 
 def check_file(package: Package) -> Check:

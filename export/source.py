@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -14,11 +13,12 @@ import numpy as np
 from ..infer.geometry import geometry
 from ..infer.networks.processing import with_casts
 from ..zoo.errors import PackageError
+from ..zoo.loose import mapped
 from ..zoo.package import Package, Step, Tensor, Weights
 from .bake import TYPES, is_fixed
 from .by_core import by_core
-from .facts import mapped
 from .layout import LETTERS, canonical, declared
+from .tensors import tensor_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def onnx_of(package: Package) -> tuple[Weights, bytes]:
 
 
 def _test_array(package: Package) -> NDArray[Any]:
-    return np.asarray(np.load(io.BytesIO(package.files.read(package.test_input)), allow_pickle=False), np.float32)
+    return np.asarray(tensor_of(package, package.test_input), np.float32)
 
 
 def split(tensor: Tensor) -> tuple[tuple[Step, ...], list[Step]]:
@@ -142,11 +142,12 @@ def _numpy(dtype: str) -> np.dtype[Any]:
 
 def test_input(package: Package, space: str) -> NDArray[np.float32]:
     """The test input of a package, raw: float32 (b, c, *space). Raises PackageError for one of other axes, or none."""
-    letters = package.inputs[0].letters
-    data = package.files.read(package.test_input)
+    letters, found = package.inputs[0].letters, tensor_of(package, package.test_input)
     try:
-        return canonical(np.load(io.BytesIO(data), allow_pickle=False), letters, space).astype(np.float32)
-    except (ValueError, EOFError, TypeError) as error:
+        if 0 in found.shape:
+            raise ValueError(f"it has the shape {found.shape}")
+        return canonical(found, letters, space).astype(np.float32)
+    except ValueError as error:
         raise PackageError(
             f"{package.path}: the test tensor {package.test_input} is not one of axes {letters}.",
             where=str(error)[:200],

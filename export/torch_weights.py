@@ -125,7 +125,7 @@ def loaded(file: Path, name: str, weights: Path | None, kwargs: Mapping[str, Any
             network.load_state_dict(_state(weights))
     except VoidzooError:
         raise
-    except Exception as error:  # whatever the file raises
+    except (Exception, SystemExit) as error:  # whatever the file raises; a script may want to leave
         lines = str(error).strip().splitlines() or [""]
         raise PackageError(
             f"{file}:{name} cannot be made.",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..zoo.errors import ImageError, PackageError
+from ..zoo.loose import listed, mapped
 from ..zoo.package_files import MAX_COVER, MAX_TEXT
 from ..zoo.pictures import strangers_picture
-from .about import FILE, orcid_is_right
-from .facts import listed, mapped
+from .about import FILE, is_spdx, orcid_is_right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,9 @@ def _maintainers(package: Package) -> Item:
 
 def _licence(package: Package) -> Item:
     found = package.rdf.get("license")
-    return _item("licence", bool(found), str(found or "none"), f"{FILE}: license: CC-BY-4.0")
+    known = isinstance(found, str) and is_spdx(found)
+    told = f"{found}{'' if known else ', which is no SPDX id'}" if found else "none"
+    return _item("licence", known, told, f"{FILE}: license: CC-BY-4.0, or another SPDX id")
 
 
 def _citations(package: Package) -> Item:
@@ -161,10 +163,12 @@ def _test_tensors(package: Package) -> Item:
 
 def _samples(package: Package) -> Item:
     raw = [t for key in ("inputs", "outputs") for t in package.rdf[key]]
-    count = sum(bool(t.get("sample_tensor")) for t in raw) or len(listed(package.rdf.get("sample_inputs")))
+    old = sum(len(listed(package.rdf.get(key))) for key in ("sample_inputs", "sample_outputs"))
+    count = sum(bool(t.get("sample_tensor")) for t in raw) or old
     return _item(
-        "sample images", count > 0, f"{count}", "export again: sample_tensor, a .tif, for each input and output"
-    )
+        "sample images", count >= len(raw), f"{count} for {len(raw)} inputs and outputs",
+        "export again: sample_tensor, a .tif, for each input and output",
+    )  # fmt: skip
 
 
 def _checksums(package: Package) -> Item:

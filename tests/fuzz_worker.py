@@ -39,7 +39,7 @@ def main(image: str) -> None:
 def tried(path: Path, image: str) -> dict[str, Any]:
     from voidzoo import api
     from voidzoo.export.consumers import verdicts
-    from voidzoo.export.proof import test_tensors
+    from voidzoo.export.tensors import test_tensors
     from voidzoo.export.upload import ready
     from voidzoo.opens import opens_text
     from voidzoo.zoo.errors import VoidzooError

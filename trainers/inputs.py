@@ -205,4 +205,5 @@ def _facts(image: Image) -> dict[str, Any]:
         "dtype": str(image.dtype),
         "pixel_size": asdict(image.pixel_size),
         "channels": list(image.channel_names()),
+        "fingerprint": image.fingerprint,
     }

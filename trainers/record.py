@@ -231,9 +231,16 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     if was != now and old["state"] != "done":  # random numbers of one kind of device cannot be continued on another
         raise OutputError(f"{folder} was begun on {was}, not on {now}.", mend=f"--device {was}, or another folder")
     for part in ("images", "normalisation", "targets", "target_normalisation"):
-        if old.get(part) != new.get(part):
+        if _known(old.get(part), new.get(part)) != _known(new.get(part), old.get(part)):
             names = ", ".join(i["name"] for i in old.get("images", []))
             raise OutputError(f"{folder} was begun with other images: {names}.", where=f"the {part} differ", mend=mend)
+
+
+def _known(facts: Any, other: Any) -> Any:
+    """Facts, those of images only as far as both know them: runs that were begun earlier hold fewer."""
+    if not isinstance(facts, list) or not isinstance(other, list) or len(facts) != len(other):
+        return facts
+    return [{k: v for k, v in one.items() if k in more} for one, more in zip(facts, other, strict=True)]
 
 
 def _csv(history: list[EpochDone]) -> str:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .export.card import FIJI, ILASTIK, PICTURES, images_of, measured_of, settings_of, told_of
+from .export.card import FIJI, ILASTIK, array_axes, images_of, measured_of, settings_of, told_of
 from .export.consumers import CONSUMERS, Verdict
-from .export.measured import NAMES, SPREAD, Measured
+from .export.measured import NAMES, PICTURES, SPREAD, Measured
 from .infer.report import size_text
 from .models import people, predict_line
 from .site_index import footer, head, marks
@@ -157,7 +157,11 @@ def _how(entry: Entry) -> list[str]:
     line = predict_line(entry.package, entry.zip)
     if not line:
         return [html.paragraph("Its weights are of a kind that voidzoo does not run.")]
-    python = ["import voidzoo", "", f'result = voidzoo.predict("{entry.zip}", array, axes="{entry.package.axes}")']
+    python = [
+        "import voidzoo",
+        "",
+        f'result = voidzoo.predict("{entry.zip}", array, axes="{array_axes(entry.package)}")',
+    ]
     return [
         html.commands([line]),
         html.paragraph("takes images of any size, also larger than memory. In Python:"),

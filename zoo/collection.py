@@ -145,6 +145,9 @@ def index(watch: Watch | None = None, *, newer: bool = False) -> list[Listed]:
     if age > (60.0 if newer else FRESH_S):
         try:
             _fetch(url, file, watch)
+        except PackageError:  # what came is no index: the page of a hotel's network, say
+            if age == float("inf"):
+                raise
         except NetworkError as error:
             if age == float("inf"):
                 raise NetworkError(

@@ -56,6 +56,8 @@ def test_orcids() -> None:
         ("git_repo: github.com/a", r"git_repo: .* an address that begins with https://"),
         ("version: one", r"version: 'one' cannot be; it must be a version"),
         ("tags: {a: b}", r"tags: .* it must be a list"),
+        ("where: here", r"where: there is no such key"),
+        ("self: me", r"self: there is no such key"),
         ("- a", r"has no lines such as"),
         ("a: [", r"is not YAML"),
     ],
@@ -134,6 +136,8 @@ def test_everything_that_is_said_is_in_the_package(
         (lambda r: r["inputs"][0]["sample_tensor"].pop("sha256"), "checksums", "sample_tensor without sha256"),
         (lambda r: r["weights"]["torchscript"].update(pytorch_version="2.1.0+cu118"), "torch version", "2.1.0+cu118"),
         (lambda r: r.update(cite=[{"text": "A"}]), "citations", "1 works"),
+        (lambda r: r.update(license="as you like"), "licence", "as you like, which is no SPDX id"),
+        (lambda r: r["outputs"][0].pop("sample_tensor"), "sample images", "1 for 2 inputs and outputs"),
     ],
 )
 def test_each_point_of_the_list(run: vz.Run, tmp_path: Path, change: Any, name: str, detail: str) -> None:

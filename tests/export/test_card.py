@@ -14,7 +14,7 @@ import yaml
 import voidzoo as vz
 from tests.export.test_consumers import DATA, identity, written
 from tests.export.tiny import tiny_run
-from tests.packages import micrograph
+from tests.packages import make_package, micrograph
 from voidzoo.cli import main as command
 from voidzoo.export import proof
 from voidzoo.export.about import About
@@ -98,6 +98,44 @@ def test_packages_of_others_get_drafts(tmp_path: Path) -> None:
     assert set(card.missing) == {"training data", "licence of the data", "numbers", "limits"}
     assert package.name in card.text
     assert "&lt;img src=x" in card.text  # words of strangers are words
+
+
+def test_how_to_run_it_is_true_of_the_package(measured: Path, tmp_path: Path) -> None:
+    """Several channels are an axis of the array; a program that does not open it is not named; steps are not denied."""
+    package = make_package(tmp_path / "two channels", channels=2, outputs=2, depth=1)
+    how = sections(make_card(package, CHECKS, verdicts(package), "two").text)["How to run it"]
+    assert "    voidzoo predict 'two channels' IMAGE.tif" in how
+    assert 'result = voidzoo.predict("two channels", array, axes="cyx")' in how
+    assert "Fiji" not in how, "it has no nickname, without which Fiji opens nothing"
+    assert "declares no steps" in how
+    array = micrograph(np.random.default_rng(), (2, 40, 50))
+    assert vz.predict(package, array, axes="cyx").shape == array.shape
+    rdf = yaml.safe_load((DATA / "nuclei_broad_v049.yaml").read_text())
+    package = vz.open_package(written(tmp_path / "m", rdf, "rdf.yaml", identity(17, 8)))
+    how = sections(make_card(package, [], verdicts(package), "nuclei").text)["How to run it"]
+    assert "what the description declares (zero_mean_unit_variance, sigmoid) is done by the program" in how
+    assert "* Fiji: " in how
+    package = vz.open_package(measured)
+    how = sections(make_card(package, [], verdicts(package), "tiny").text)["How to run it"]
+    assert 'denoised = voidzoo.predict("m.zip", array, axes="yx")' in how
+    assert "its normalisation lies in the network" in how
+
+
+def test_what_was_converted_has_its_figures_and_pictures_still(measured: Path, tmp_path: Path) -> None:
+    package = vz.open_package(measured)
+    new = vz.convert(package, tmp_path / "new.zip")
+    cards = [make_card(p, CHECKS, [], "tiny") for p in (package, new)]
+    assert cards[0].pictures == cards[1].pictures
+    assert len(cards[1].pictures) == 2
+
+
+def test_words_of_strangers_are_words(measured: Path) -> None:
+    package = vz.open_package(measured)
+    package.ours["card"]["data_link"] = package.ours["training"]["split"] = "<script>alert(1)</script>"
+    package.ours["training"]["images"] = [{"name": "<img src=x>"}]
+    text = make_card(package, CHECKS, [], "tiny").text
+    assert "<script>" not in text
+    assert "<img src=x>" not in text
 
 
 def test_figures_that_are_none_are_a_fault_of_the_package(measured: Path) -> None:

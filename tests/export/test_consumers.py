@@ -121,11 +121,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, str], str]] = 
     "no ONNX": (lambda r: r["weights"].pop("onnx"), {"fiji": "with loss", "onnxruntime": "no"}, "libtorch|no ONNX"),
     "linear a channel": (
         lambda r: r["inputs"][0].update(preprocessing=step("scale_linear", gain=[2.0], offset=[1.0], axis="channel")),
-        {"fiji": "no", "onnxruntime": "with loss"}, "silently wrong|by hand",
+        {"fiji": "no", "biapy": "no", "onnxruntime": "with loss"}, "silently wrong|by hand|gain of scale_linear is ignored",
     ),
     "linear of one number": (
         lambda r: r["inputs"][0].update(preprocessing=step("scale_linear", gain=2.0, offset=1.0)),
-        {"qupath": "no", "onnxruntime": "with loss"}, "cannot be parsed|by hand",
+        {"qupath": "no", "biapy": "no", "onnxruntime": "with loss"}, "cannot be parsed|by hand|gain of scale_linear",
     ),
     "fixed a channel": (
         lambda r: r["inputs"][0].update(
@@ -143,6 +143,15 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, str], str]] = 
     "clip": (
         lambda r: r["outputs"][0].update(postprocessing=step("clip", min=0.0)),
         {"fiji": "no", "onnxruntime": "with loss"}, "min and max|by hand",
+    ),
+    "a step before it that BiaPy does not know": (
+        lambda r: r["inputs"][0].update(preprocessing=step("clip", min=0.0, max=9.0)),
+        {"biapy": "no", "onnxruntime": "with loss"}, "a step before the network|by hand",
+    ),
+    "classes": (lambda r: r.update(tags=["semantic-segmentation"]), {"biapy": "no"}, "out_channels or n_classes"),
+    "a size that is known after the run": (
+        lambda r: r["outputs"][0]["axes"][3].update(size={"min": 1}, halo=0),
+        {"ilastik": "no", "fiji": "no", "qupath": "no", "biapy": "no"}, "only known after the run",
     ),
     "another order": (
         lambda r: r["outputs"][0]["axes"].append(r["outputs"][0]["axes"].pop(1)),

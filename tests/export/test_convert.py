@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,10 @@ def no_consumer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
 
 
+PETABYTES = b"\x93NUMPY\x01\x00\x76\x00" + (
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 1000000000, 1000000), }".ljust(117) + b"\n"
+)
+"""A .npy whose header promises more than there is memory anywhere."""
 REFUSED = {
     "two_images": "2 inputs and 1 outputs", "half_size_input": "2 inputs", "two_outputs": "1 inputs and 2 outputs",
     "indexed": "has the axis index", "after_scale_range_reference": "asks for scale_range",
@@ -191,6 +197,7 @@ def test_words_are_kept_as_far_as_the_format_takes_them(tmp_path: Path) -> None:
         model, id="brave-fox", version="1.2.0", name="a model/with slash", license="not a licence",
         covers=[{"source": "c.png", "sha256": file(model.path / "c.png")["sha256"]}], documentation={"source": "README.md"},
         authors=[{"name": "Ada Ito", "orcid": "0000-0002-1825-0098"}], tags=["cells", "2d"],
+        links=["ilastik/ilastik", {"a": 1}], packaged_by=[{"name": "Somebody Else"}], parent={"id": "old-fox"},
         cite=[{"text": "a", "doi": "https://doi.org/10.1000/182"}, {"text": "b"}], config={"deepimagej": {"a": 1},
         "voidzoo": {"kinds": ["intensity"], "recipe": {"seed": 3}}},
     )  # fmt: skip
@@ -211,11 +218,26 @@ def test_words_are_kept_as_far_as_the_format_takes_them(tmp_path: Path) -> None:
         "name 'a model/with slash' is not",
         "license 'not a licence' is not",
         "a citation without doi",
+        "packaged_by is left out",
+        "parent is left out",
     ):
         assert word in told
+    assert rdf["links"] == ["ilastik/ilastik"]
     readme = package.files.read("README.md").decode()
     assert "brave-fox" in readme
     assert "A model for tests" in readme, "what its makers say"
+
+
+def test_a_cover_made_to_harm_is_not_unpacked_and_another_is_drawn(tmp_path: Path) -> None:
+    """A picture of ten gigapixels in its header: no traceback, nothing of it in the new package."""
+    model = MODELS["pointwise"](tmp_path)
+    head = b"IHDR" + struct.pack(">LLBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">L", 13) + head + struct.pack(">L", zlib.crc32(head))
+    (model.path / "c.png").write_bytes(bomb)
+    _words(model, covers=["c.png"])
+    drawn = convert(model.path, tmp_path / "new.zip").files.read("cover.png")
+    with Pillow.open(io.BytesIO(drawn)) as picture:
+        assert picture.width == picture.height <= 256
 
 
 def _png() -> bytes:
@@ -297,6 +319,15 @@ def test_an_opset_that_cannot_be_lowered_stays_and_is_told(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_torchscript_whose_test_tensor_is_none_is_refused(tmp_path: Path) -> None:
+    """It would be the example of the way to ONNX."""
+    model = MODELS["torchscript"](tmp_path)
+    (model.path / "raw.npy").write_bytes(PETABYTES)
+    with pytest.raises(PackageError, match="no array of numbers"):
+        convert(model.path, tmp_path / "new.zip")
+
+
+@pytest.mark.slow
 def test_torchscript_is_kept_where_it_is_the_same_network(tmp_path: Path) -> None:
     """Kept as it was where nothing was baked, and proved equal to the ONNX that was made of it; else left out and told."""
     checks: list[Check] = []
@@ -315,7 +346,10 @@ def test_torchscript_is_kept_where_it_is_the_same_network(tmp_path: Path) -> Non
     [
         (lambda folder: (folder / "weights.onnx").unlink(), "weights.onnx"),
         (lambda folder: (folder / "weights.onnx").write_bytes(b"no graph"), "sha256"),
-        (lambda folder: (folder / "raw.npy").write_bytes(b"no array"), "test tensor"),
+        (lambda folder: (folder / "raw.npy").write_bytes(b"no array"), "raw.npy is no array of numbers"),
+        (lambda folder: np.save(folder / "raw.npy", np.ones((1, 1, 0, 8), np.float32)), "test tensor"),
+        (lambda folder: np.save(folder / "raw.npy", np.ones(8, np.float32)), "test tensor"),
+        (lambda folder: (folder / "raw.npy").write_bytes(PETABYTES), r"promises \(1, 1, 1000000000, 1000000\)"),
         (lambda folder: (folder / "raw.npy").unlink(), "raw.npy"),
         (lambda folder: (folder / "rdf.yaml").write_text("type: model"), "format"),
     ],

@@ -21,7 +21,7 @@ from voidzoo.export.about import About
 from voidzoo.export.held_out import measure
 from voidzoo.export.measured import Measured
 from voidzoo.export.proof import Check
-from voidzoo.zoo.errors import AxesError, RecipeError, SizeError
+from voidzoo.zoo.errors import AxesError, RecipeError, SizeError, ValuesError
 
 
 def pair(shape: tuple[int, ...], axes: str, seed: int) -> tuple[vz.Image, vz.Image]:
@@ -103,6 +103,13 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         measure(package, [noisy], [smaller])
     with pytest.raises(SizeError, match="1 held-out images have 2 partners"):
         measure(package, [noisy], [clean, clean])
+    flat = vz.open_image(np.full((80, 90), 7.0, np.float32), axes="yx")
+    with pytest.raises(ValuesError, match="is constant"):
+        measure(package, [noisy], [flat])
+    holes = clean.read({}).copy()
+    holes[3, 4] = np.nan
+    with pytest.raises(ValuesError, match="NaN"):
+        measure(package, [noisy], [vz.open_image(holes, axes="yx")])
     with pytest.raises(SizeError, match="32 pixels"):
         measure(package, [vz.open_image(noisy.read({})[:20], axes="yx")])
     two = make_package(tmp_path / "two", depth=1, outputs=2)
@@ -110,10 +117,19 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         measure(two, [noisy])
 
 
+def test_images_of_several_sizes_are_measured_in_squares_of_one(tmp_path: Path) -> None:
+    """What is said of the squares holds for all of them."""
+    package = make_package(tmp_path / "p", depth=1)
+    small, large = pair((70, 80), "yx", 3)[0], pair((300, 320), "yx", 4)[0]
+    found, _ = measure(package, [large, small])
+    assert (found.side, found.squares) == (64, 1 + 4 * 5)
+
+
 def test_export_measures_and_the_package_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """README and config hold the figures of `measure`; an image that was trained on is refused before any work."""
     monkeypatch.setattr(proof, "check_consumer", lambda *_, **__: Check("bioimageio.core", True, "left out"))
-    run = tiny_run(tmp_path / "run")
+    pixels = micrograph(np.random.default_rng(), (96, 128))
+    run = tiny_run(tmp_path / "run", pixels=pixels)
     noisy, clean = pair((96, 128), "yx", 5)
     about = About(data="Cells.", data_license="CC0-1.0", license="MIT", limits=("Not for tissue.",))
     package = vz.export(run, tmp_path / "m.zip", about=about, held_out=[noisy], truth=[clean])
@@ -125,8 +141,13 @@ def test_export_measures_and_the_package_tells(tmp_path: Path, monkeypatch: pyte
         assert text.index("## Validation") < text.index(found.text()) < text.index("## Limits")
         assert {name: archive.read(name) for name in pictures} == pictures
     assert package.ours["card"] == {"data": "Cells.", "data_license": "CC0-1.0", "limits": ["Not for tissue."]}
-    shape = tuple(run.info["images"][0]["shape"])
-    seen = vz.open_image(micrograph(np.random.default_rng(), shape), axes="yx")
+    np.save(tmp_path / "other name.npy", pixels)
+    seen = vz.open_image(tmp_path / "other name.npy", axes="yx")
+    assert noisy.shape == seen.shape, "another image of the same shape was measured on above"
     monkeypatch.setattr(pack, "_parts", lambda *_: pytest.fail("work was done"))
     with pytest.raises(RecipeError, match="was trained on"):
         vz.export(run, tmp_path / "n.zip", held_out=[seen])
+    with pytest.raises(SizeError, match="0 held-out images have 1 partners"):
+        vz.export(run, tmp_path / "n.zip", truth=[clean])
+    with pytest.raises(SizeError, match="differ"):
+        vz.export(run, tmp_path / "n.zip", held_out=[noisy], truth=[vz.open_image(clean.read({})[:70], axes="yx")])

@@ -261,6 +261,20 @@ def test_one_wrong_weight_is_noticed_and_nothing_is_written(
 
 
 @pytest.mark.usefixtures("no_consumer")
+def test_files_of_others_beside_the_package_stay(run: vz.Run, tmp_path: Path) -> None:
+    """Whatever they are called, and whatever has room in a folder called as ours."""
+    (tmp_path / "m.part.zip").write_text("precious")
+    (tmp_path / "m.failed").mkdir()
+    for name in ("notes.txt", "torch-onnx-found.npy"):
+        (tmp_path / "m.failed" / name).write_text("precious")
+    vz.export(run, tmp_path / "m.zip")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.failed", "m.part.zip", "m.zip"]
+    assert [p.name for p in (tmp_path / "m.failed").iterdir()] == ["notes.txt"], "tensors of an earlier proof go"
+    with pytest.raises(OutputError, match="cannot be made"):
+        vz.export(run, tmp_path / "m.zip" / "n.zip")
+
+
+@pytest.mark.usefixtures("no_consumer")
 @pytest.mark.parametrize(("form", "name"), [("to_torchscript", "torchscript"), ("state_dict", "state dict")])
 def test_one_form_of_the_weights_that_differs_is_named(
     form: str, name: str, run: vz.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

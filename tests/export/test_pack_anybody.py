@@ -214,6 +214,7 @@ def test_refusals_before_and_after_the_work_leave_nothing(case: str, model: Path
     [
         ("def Odd(", "SyntaxError"),
         ("raise RuntimeError('not today')", "RuntimeError: not today"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
         ("class Other: pass", "has no 'Odd'"),
         ("class Odd:\n    def __init__(self, **k): pass", "makes a Odd, no torch network"),
         (ODD.replace("width, 3, padding", "width, 5, padding"), "cannot be made(.|\n)*size mismatch"),
@@ -247,6 +248,39 @@ def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
         with pytest.raises(kind, match=text):
             vz.pack(tmp_path / model, tmp_path / out, image=image, image_axes="czyx", axes="bczyx")
     assert (tmp_path / "m.zip").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "uint8"])
+def test_a_network_that_reads_other_numbers_is_packed(kind: str, tmp_path: Path) -> None:
+    """Its grey values are cast inside of the graph, which takes float32 as all of the profile do; that is told."""
+    from tests import onnx_net as nets
+
+    net = nets.Net(7)
+    x = net.node("Cast", "x", to=onnx.TensorProto.FLOAT)
+    graph = onnx.load_model_from_string(
+        net.model({"x": [None, 1, None, None]}, {"y": (nets.two_convs(net, x)[0], [None, 1, None, None])})
+    )
+    graph.graph.input[0].type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    onnx.save(graph, tmp_path / "m.onnx")
+    image = micrograph(np.random.default_rng(), (70, 80), "uint8")
+    package = vz.pack(tmp_path / "m.onnx", tmp_path / "m.zip", image=image, image_axes="yx", axes="bcyx")
+    assert f"it reads {kind}: the cast from float32 lies in the network" in package.ours["packed"]["notes"]
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"x": image[None, None].astype(kind)})[0][0, 0]
+    found = vz.predict(package, image, axes="yx", dtype="float32", device="cpu")
+    assert np.abs(found - expected).max() <= 1e-5 * expected.std()
+
+
+def test_a_network_of_several_results_is_told(tmp_path: Path) -> None:
+    """A tuple: its first part is packed, and the others are not lost in silence."""
+    (tmp_path / "two.py").write_text(
+        "import torch\n\n\nclass Two(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)\n\n    def forward(self, x):\n"
+        "        return self.conv(x * 0.01), x\n"
+    )
+    image = micrograph(np.random.default_rng(), (70, 80))
+    package = vz.pack(f"{tmp_path / 'two.py'}:Two", tmp_path / "m.zip", image=image, image_axes="yx", axes="bcyx")
+    assert "the network returns 2 results; the first is packed" in package.ours["packed"]["notes"]
 
 
 def test_fixed_sizes_and_other_sizes_of_the_output(tmp_path: Path) -> None:

@@ -17,10 +17,15 @@ SETTINGS: dict[str, Any] = {"epochs": 1, "steps": 2, "batch": 2, "filters": 4, "
 
 
 def tiny_run(
-    folder: Path, shape: tuple[int, ...] = (96, 116), axes: str = "yx", method: str = "n2v", **settings: Any
+    folder: Path,
+    shape: tuple[int, ...] = (96, 116),
+    axes: str = "yx",
+    method: str = "n2v",
+    pixels: Any = None,
+    **settings: Any,
 ) -> vz.Run:
-    """Train for two steps on a random micrograph with the given axes; for care with a target on another scale."""
-    pixels = micrograph(np.random.default_rng(), shape)
+    """Train for two steps on a random micrograph, or on pixels; for care with a target on another scale."""
+    pixels = micrograph(np.random.default_rng(), shape) if pixels is None else pixels
     image = vz.open_image(pixels, axes=axes)
     patch = [32, 32] if "z" not in axes else [8, 32, 32]
     recipe = vz.Recipe.guess(method, image, **{"patch": patch, **SETTINGS, **settings})

@@ -250,6 +250,15 @@ def test_an_index_that_is_none(zoo: Server, monkeypatch: pytest.MonkeyPatch, bod
     assert resolve("affable-shark")
 
 
+def test_a_page_in_the_place_of_the_index_does_not_take_the_index_away(zoo: Server) -> None:
+    """The network of a hotel answers with a page of its own: the index that lies here is taken, however old."""
+    resolve("affable-shark@v9")
+    (zoo.folder / "bioimage-io/artifacts/bioimage.io/children").write_bytes(b"<html>welcome</html>")
+    for file in (cache.cache_folder() / "collection").iterdir():
+        os.utime(file, (0, 0))
+    assert resolve("kind-seashell").origin["model"] == "kind-seashell"
+
+
 def test_the_index_of_today_is_looked_at_again_for_what_it_does_not_have(
     zoo: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ import voidzoo as vz
 from tests.model_zoo import MODELS
 from tests.mutants import Files, files_of, zipped
 from voidzoo.cli import main
-from voidzoo.export.proof import test_tensors as tensors_of
+from voidzoo.export.tensors import test_tensors as tensors_of
 from voidzoo.export.upload import ready
 from voidzoo.zoo.errors import PackageError, visible
 from voidzoo.zoo.html import table
