@@ -116,7 +116,7 @@ def measure(row: Row, shop: Workshop, repeats: int, tell: Tell) -> dict[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if row.needs and not shop.supports(row.needs):
-        return {**found, "failure": f"not available: this voidzoo has no {row.needs}"}
+        return {**found, "failure": f"not available: this voidzoo or this machine has no {row.needs}"}
     found["load_before"] = load()
     try:
         return {**found, **_rounds(row, shop, repeats, tell)}

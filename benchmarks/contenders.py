@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from images import Picture, as_zarr
-from machine import processors
+from machine import has_bf16, processors
 from measure import Measured, run
 from nets import NETS, facts_of, package_path
 from rows import Case
@@ -93,7 +93,9 @@ class Workshop:
     options: str = field(default="", repr=False)
 
     def supports(self, option: str) -> bool:
-        """Whether `voidzoo predict` has this option."""
+        """Whether `voidzoo predict` has this option, and for bf16 whether the processor has it."""
+        if option == "bf16" and not has_bf16():
+            return False
         if not self.options:
             asked = run(
                 [sys.executable, "-m", "voidzoo", "predict", "--help"], environment={**_path(), "COLUMNS": "200"}

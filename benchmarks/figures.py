@@ -123,6 +123,6 @@ def _slope(points: list[tuple[float, float]], digits: int) -> float | None:
 
 
 KINDS: dict[str, Callable[[Cases], Figures]] = {
-    "efficiency": efficiency, "tolerance": efficiency, "peers": peers, "memory": growth_of_memory,
+    "efficiency": efficiency, "tolerance": efficiency, "bf16": efficiency, "peers": peers, "memory": growth_of_memory,
     "overhead": overhead, "startup": startup, "bookkeeping": bookkeeping, "growth": growth, "workers": workers,
 }  # fmt: skip

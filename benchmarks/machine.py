@@ -35,6 +35,11 @@ def _vectors() -> str:
     return next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16; False where /proc does not tell."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_of_proc("cpuinfo", "flags").split())
+
+
 def cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. needs: an option without which voidzoo cannot run it."""
+    """One line of the table. needs: an option, or bf16, without which it cannot be run."""
 
     name: str
     group: str
@@ -79,6 +79,14 @@ EFFICIENCY = (
     _efficiency("n2v3d", "blobs", (64, 256, 256), peers=BEST_PEERS[1:]),
     _efficiency("n2v3d", "blobs", (64, 512, 512), "--memory", "4GB"),
 )
+
+
+def _bf16(row: Row) -> Row:
+    """The same with trained weights and `--precision bf16`."""
+    case = replace(
+        row.cases[0], net=f"{row.cases[0].net}-trained", contenders=("voidzoo",), options=("--precision", "bf16")
+    )
+    return Row(f"{row.name}-bf16", "bf16", (case,), needs="bf16")
 
 
 def _memory(name: str, net: str, contenders: tuple[str, ...]) -> Row:
@@ -122,6 +130,7 @@ def _workers() -> Row:
 ROWS = (
     *EFFICIENCY,
     *(_tolerant(row) for row in EFFICIENCY),
+    _bf16(EFFICIENCY[0]),
     Row("peers-n2v2d-64x2048x2048", "peers", (
         Case("n2v2d", Picture("nuclei", (64, *PLANE)), ("voidzoo", *BEST_PEERS), floor=True),
     )),
