@@ -12,7 +12,7 @@ import numpy as np
 
 from ..infer.networks.graph import working_bytes
 from ..infer.probe_regions import probe_regions
-from ..zoo.errors import AxesError, RecipeError, nearest
+from ..zoo.errors import AxesError, ProofFailed, RecipeError, ValuesError, nearest
 from ..zoo.image import Image
 from ..zoo.open import open_image
 from ..zoo.package import KINDS, Package
@@ -25,7 +25,7 @@ from .measure import Said, facts, fitting_size, legal_shape, runner
 from .networks import Network, Wanted, from_module, from_onnx, from_torch
 from .portable import End, Parts, check_place, write_proved
 from .proof import Check, compare, prove
-from .tensors import tensor_of
+from .tensors import lively, tensor_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,11 +74,18 @@ def pack(
     names = (_ids(channels, _channels_in(made), "channels"), _ids(output_channels, made.outputs, "output_channels"))
     kinds = _kinds(kinds, made.outputs)
     keep_notes = [*made.notes, *(f"tiles are not exact: {why}" for why in made.found.why)]
-    return write_proved(
-        lambda: _parts(made, said, opened, names, kinds, keep_notes, Path(str(model).partition(":")[0]).stem), out,
-        lambda draft, keep: prove(draft, made.reference, keep, watch or (lambda _check: None), trust_code=True,
-                                  name="network", more=_more(draft, made, keep)),
-    )  # fmt: skip
+    try:
+        return write_proved(
+            lambda: _parts(made, said, opened, names, kinds, keep_notes, Path(str(model).partition(":")[0]).stem), out,
+            lambda draft, keep: prove(draft, made.reference, keep, watch or (lambda _check: None), trust_code=True,
+                                      name="network", more=_more(draft, made, keep)),
+        )  # fmt: skip
+    except ProofFailed as error:
+        if halo is None or "whole = tiled" not in error.what:
+            raise
+        raise ProofFailed(
+            error.what, error.where, "--halo auto: the network sees further than what was said"
+        ) from error
 
 
 def _network(
@@ -197,7 +204,13 @@ def _test_tensor(image: Image, made: Network, channels: int) -> NDArray[np.float
     size = fitting_size(rules, {a: min(image.size(a), wanted.get(a, 96)) for a in rules})
     steps = {a: r.step for a, r in rules.items()}
     (region,) = probe_regions(image, list(rules), size, 1, steps=steps, channels=channels)
-    return at_legal_size(region[0], rules)
+    test = at_legal_size(region[0], rules)
+    if not np.ptp(test) > 0:
+        raise ValuesError(
+            f"{image.name} has one grey value where there is most in it: nothing could be proved on that.",
+            mend="--input with an image as the network is to read it",
+        )
+    return test
 
 
 def _more(draft: Package, made: Network, keep: Path) -> list[Callable[[], Check]]:
@@ -208,9 +221,7 @@ def _more(draft: Package, made: Network, keep: Path) -> list[Callable[[], Check]
     def same() -> Check:
         rng, run, test = np.random.default_rng(), runner(made.onnx), tensor_of(draft, draft.test_input)
         shapes = [(1, len(draft.channels_in), *legal_shape(made.found.rules, n)) for n in (0, 1, 3)]
-        tensors = [
-            rng.choice(test.ravel(), shape).astype(np.float32) for shape in shapes
-        ]  # grey values that it can read
+        tensors = [rng.choice(lively(test), shape).astype(np.float32) for shape in shapes]
         checks = [compare("network = onnx", made.reference(x), run(x), keep) for x in tensors]
         return max(checks, key=lambda c: (not c.passed, c.difference))
 

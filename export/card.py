@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ..zoo.errors import OutputError, PackageError
 from ..zoo.files import replace_file
@@ -197,7 +198,7 @@ def _validation(
 ) -> str:  # fmt: skip
     said = _plain(measured.text()) if measured else ""
     text = need("numbers", said, "export again with --held-out IMAGE --truth IMAGE")
-    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures if not name.endswith("cover.png"))
+    shown = "\n\n".join(f"![{Path(name).stem}]({quote(name)})" for name in pictures if not name.endswith("cover.png"))
     loss = mapped(ours.get("training")).get("best_validation_loss")
     told = f"Validation loss of the training: {loss:.4g}." if isinstance(loss, float) else ""
     return "\n\n".join(part for part in (text, shown, told) if part)

@@ -26,6 +26,7 @@ from .onnx_file import load, modernised, opset_of
 from .portable import End, Parts, StateDict, check_place, write_proved
 from .proof import Check, compare, prove
 from .source import by_source, lettered, onnx_of, raw, refuse, split, test_input
+from .tensors import lively
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,7 +162,7 @@ class _Made:
         sizes = [list(test.shape[2:])] if self.freed else [legal_shape(self.found.rules, n) for n in (0, 1)]
         batches = [1] * len(sizes) + ([] if self.found.one or self.freed else [2])
         shapes = [(b, test.shape[1], *s) for b, s in zip(batches, [*sizes, sizes[0]], strict=False)]
-        return [test, *(rng.choice(test.ravel(), shape).astype(np.float32) for shape in shapes)]
+        return [test, *(rng.choice(lively(test), shape).astype(np.float32) for shape in shapes)]
 
     def torch_forms(self) -> tuple[bytes | None, StateDict | None]:
         """TorchScript and state dict of the source, where they are the same network still."""

@@ -23,7 +23,7 @@ from ..zoo.package import Package, torch_is_there
 from ..zoo.package_files import MAX_TEXT
 from ..zoo.pictures import contrast, side_by_side
 from .consumer import own_architecture
-from .tensors import test_tensors
+from .tensors import lively, test_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -214,7 +214,12 @@ def check_consumer(path: Path, formats: list[str] | None = None, *, trust_code: 
 
 
 def _cut(x: NDArray[np.float32], batch: int, sizes: list[int]) -> NDArray[np.float32]:
-    """The test input, mirrored until it is large enough, cut to `sizes`; further planes of the batch are shifted."""
+    """The test input, mirrored until it is large enough, cut to `sizes`; further planes of the batch are shifted.
+
+    One that is constant, which shows nothing, is replaced by noise.
+    """
+    if not np.ptp(x) > 0:
+        x = lively(x)[: x.size].reshape(x.shape)
     grown = np.pad(x[0], [(0, 0), *((0, max(0, n + batch - have)) for n, have in zip(sizes, x.shape[2:], strict=True))],
                    mode="symmetric")  # fmt: skip
     planes = [grown[(slice(None), *(slice(i, i + n) for n in sizes))] for i in range(batch)]

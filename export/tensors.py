@@ -41,6 +41,18 @@ def tensor_of(package: Package, name: str) -> NDArray[Any]:
         raise PackageError(f"{package.path}: {name} is no array of numbers.", where=str(error)[:200]) from error
 
 
+def lively(x: NDArray[Any]) -> NDArray[np.float32]:
+    """The grey values of a tensor, to draw others from; where it has one alone, noise of about its level.
+
+    On a constant image every halo is enough and every kernel of the same sum the same. x: any axes -> (n,).
+    """
+    values = np.asarray(x, np.float32).ravel()
+    if np.ptp(values) > 0:
+        return values
+    level = float(np.clip(abs(np.nan_to_num(values[0])), 1.0, 60.0))  # within 8 bits, whatever the network reads
+    return np.random.default_rng(0).integers(0, int(4 * level) + 1, max(4096, values.size)).astype(np.float32)
+
+
 def _tensor(package: Package, name: str, channels: Sequence[str]) -> NDArray[np.float32]:
     tensor = np.array(tensor_of(package, name), dtype=np.float32, order="C")  # torch wants to be able to write
     if tensor.ndim != 2 + len(package.axes) or tensor.shape[1] != len(channels) or 0 in tensor.shape:

@@ -7,6 +7,7 @@ import io
 import sys
 import warnings
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,8 @@ def loaded(file: Path, name: str, weights: Path | None, kwargs: Mapping[str, Any
         if make is None:
             names = [n for n, v in vars(namespace).items() if isinstance(v, type) and issubclass(v, torch.nn.Module)]
             raise PackageError(
-                f"{file} has no {name!r}{nearest(name, names)}.", mend=f"{file}:{(names or ['CLASS'])[0]}"
+                f"{file} has no {name!r}{nearest(name, names)}.",
+                mend=f"{file}:{(get_close_matches(name, names, 1) or names or ['CLASS'])[0]}",
             )
         network = make(**kwargs)
         if not isinstance(network, torch.nn.Module):

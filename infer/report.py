@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,7 @@ def open_lines(path: str, arrays: Sequence[str] = ("",)) -> list[str]:
         return [fiji, *(f'Python: voidzoo.open_image("{path}", series={i}).to_xarray()   {name}'
                         for i, name in enumerate(arrays))]  # fmt: skip
     return [
-        f"napari: napari --plugin napari-ome-zarr {path}",
+        f"napari: napari --plugin napari-ome-zarr {shlex.quote(str(path))}",
         f'Python: voidzoo.open_image("{path}").to_xarray()',
         "Fiji, ImageJ: write a TIFF instead, -o NAME.ome.tif",
     ]

@@ -127,6 +127,7 @@ def test_what_was_converted_has_its_figures_and_pictures_still(measured: Path, t
     cards = [make_card(p, CHECKS, [], "tiny") for p in (package, new)]
     assert cards[0].pictures == cards[1].pictures
     assert len(cards[1].pictures) == 2
+    assert "](my%20%28new%29%20card/best.png)" in make_card(new, CHECKS, [], "my (new) card").text
 
 
 def test_words_of_strangers_are_words(measured: Path) -> None:

@@ -268,6 +268,24 @@ def test_a_graph_that_gives_something_else_is_noticed(tmp_path: Path, monkeypatc
     assert not list(tmp_path.glob("new*.zip"))
 
 
+@pytest.mark.parametrize("level", [0.0, 7.0, np.nan])
+def test_a_test_tensor_that_is_constant_proves_nothing_by_itself(
+    level: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On zeros a graph with other kernels gives the same: it is noticed on noise."""
+    model, honest = MODELS["pointwise"](tmp_path), converting.baked
+    np.save(model.path / "raw.npy", np.full_like(np.load(model.path / "raw.npy"), level, dtype=np.float32))
+
+    def other(*given: Any, **more: Any) -> onnx.ModelProto:
+        return onnx.load_model_from_string(_spoilt(honest(*given, **more).SerializeToString()))
+
+    monkeypatch.setattr(converting, "baked", other)
+    with pytest.raises(ProofFailed, match="source = new: max difference"):
+        convert(model.path, tmp_path / "new.zip")
+    x = np.full((1, 2, 8, 8), level, np.float32)
+    assert all(plane.std() > 0 for plane in proof._cut(x, 2, [16, 20]).reshape(4, -1))
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 18, 20, 21])
 def test_other_opsets_become_17(opset: int, tmp_path: Path) -> None:
     """Old ones are raised and new ones lowered, IR 8, and compute the same; the file says so itself."""

@@ -23,7 +23,16 @@ from voidzoo.cli import main as command
 from voidzoo.export import proof
 from voidzoo.export.consumers import verdicts
 from voidzoo.export.proof import Check
-from voidzoo.zoo.errors import AxesError, OutputError, PackageError, ProofFailed, RecipeError, SizeError, VoidzooError
+from voidzoo.zoo.errors import (
+    AxesError,
+    OutputError,
+    PackageError,
+    ProofFailed,
+    RecipeError,
+    SizeError,
+    ValuesError,
+    VoidzooError,
+)
 from voidzoo.zoo.package import Package
 
 torch.set_num_threads(1)
@@ -188,6 +197,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[VoidzooError], str]] = {
     "an image of a plane": ({"image": np.ones((2, 64, 64), np.uint16), "image_axes": "cyx"}, AxesError, "also reads z"),
     "an image of one channel": ({"image": np.ones((9, 64, 64), np.uint16), "image_axes": "zyx"}, AxesError,
                                 "has 1 channels; the network reads 2"),
+    "a constant image": ({"image": np.ones((2, 12, 70, 72), np.uint16)}, ValuesError, "has one grey value"),
     "a halo": ({"halo": 4}, ProofFailed, "whole = tiled"),
 }  # fmt: skip
 
@@ -204,8 +214,9 @@ def test_refusals_before_and_after_the_work_leave_nothing(case: str, model: Path
     change, kind, text = REFUSED[case]
     given: dict[str, Any] = {"axes": "bzyxc", "image": micrograph(np.random.default_rng(), (2, 12, 70, 72)),
                              "image_axes": "czyx"}  # fmt: skip
-    with pytest.raises(kind, match=text):
+    with pytest.raises(kind, match=text) as caught:
         vz.pack(model, tmp_path / "m.zip", **given | change)
+    assert kind is not ProofFailed or "--halo auto" in caught.value.mend, "what was said is wrong, not voidzoo"
     assert [p.name for p in tmp_path.iterdir()] == (["m.failed"] if kind is ProofFailed else [])
 
 
@@ -216,6 +227,10 @@ def test_refusals_before_and_after_the_work_leave_nothing(case: str, model: Path
         ("raise RuntimeError('not today')", "RuntimeError: not today"),
         ("import sys\nsys.exit(3)", "SystemExit: 3"),
         ("class Other: pass", "has no 'Odd'"),
+        (
+            ODD.replace("class Odd", "class A(torch.nn.Module): pass\n\n\nclass Oddd"),
+            r"did you mean Oddd(.|\n)*odd.py:Oddd",
+        ),
         ("class Odd:\n    def __init__(self, **k): pass", "makes a Odd, no torch network"),
         (ODD.replace("width, 3, padding", "width, 5, padding"), "cannot be made(.|\n)*size mismatch"),
     ],

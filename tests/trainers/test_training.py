@@ -429,7 +429,14 @@ def test_folders_that_are_taken(make_image, tiny, tmp_path):
         train(recipe.with_settings({"learning_rate": 0.01}), make_image(), tmp_path / "run", device="cpu")
     with pytest.raises(OutputError, match="begun with other images"):
         train(recipe, make_image(8), tmp_path / "run", device="cpu")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["state"] == "done"
+    for image in told["images"]:
+        del image["fingerprint"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told))
+    train(recipe, make_image(), tmp_path / "run", device="cpu")  # begun by a version that knew less of its images
+    with pytest.raises(OutputError, match="begun with other images"):
+        train(recipe, make_image(8), tmp_path / "run", device="cpu")
 
 
 def test_more_epochs_continue_a_plateau_but_not_a_cosine(make_image, tiny, tmp_path):

@@ -192,6 +192,8 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path: Path) -> None:
         (RecipeError, "did you mean labels", (prediction, truth), {"kind": "lables"}),
         (RecipeError, "no range of grey values", (image, clean), {"data_range": -4}),
         (RecipeError, "no range of grey values", (image, clean), {"data_range": "trueth"}),
+        (RecipeError, "an affine fit is for intensities", (prediction, truth), {"affine": True}),
+        (RecipeError, "the range 4095 is for intensities", (prediction, truth), {"data_range": 4095}),
         (RecipeError, "float32 has no range", (clean, image), {"data_range": "dtype"}),
         (RecipeError, "from 0 to below 1", (prediction, truth), {"iou": [0.5, 1.0]}),
         (RecipeError, "no matches to draw", (image, clean), {"picture": tmp_path / "a.png"}),
@@ -215,7 +217,7 @@ import voidzoo as vz
 from voidzoo.zoo.memory import peak_memory
 vz.evaluate("warm.npy", "warm.npy", axes="yx", kind=sys.argv[1])
 before = peak_memory()
-found = vz.evaluate("p.zarr", "t.tif", axes="yx", kind=sys.argv[1], affine=True)
+found = vz.evaluate("p.zarr", "t.tif", axes="yx", kind=sys.argv[1], affine=sys.argv[1] == "intensities")
 print(peak_memory() - before, found.rows[0].figures.get("truth_objects", found.rows[0].figures["ap_0.5" if sys.argv[1] == "labels" else "psnr"]))
 """
 

@@ -40,14 +40,19 @@ def evaluate(
     """Judge each part of each pair. kind: `labels` or `intensities`, by default guessed from the first pair.
 
     iou: thresholds of `labels`; data_range and affine: of `intensities` (`intensities.compare`).
-    Raises RecipeError for another kind, threshold or range, DtypeError for labels that are no integers, ValuesError
-    for negative ones and for NaN.
+    Raises RecipeError for another kind, threshold or range and for what the kind has not, DtypeError for labels that
+    are no integers, ValuesError for negative ones and for NaN.
     """
     wrong = [t for t in iou if not 0 <= t < 1]
     if wrong or not iou:
         raise RecipeError(f"IoU thresholds lie from 0 to below 1, not {wrong or 'none'}.", mend="--iou 0.5,0.75")
     found, why = kind_of(pairs, kind)
     if found == "labels":
+        if affine or data_range != "truth":
+            word = "an affine fit" if affine else f"the range {data_range}"
+            raise RecipeError(
+                f"{word} is for intensities; these are labels.", why, "leave it out; or --kind intensities"
+            )
         return _judged(pairs, lambda p, at: Objects.of(overlaps(p, at), iou), found, why)
     for pair in pairs:
         checked_range(data_range, pair.truth.dtype)
