@@ -59,7 +59,9 @@ def test_onnx_is_portable_and_equals_torch_at_odd_legal_sizes(name: str) -> None
         (found,) = session.run(None, {"input": x})
         expected = evaluate(network, x)
         assert found.shape == expected.shape == x.shape
-        assert np.abs(found - expected).max() <= 1e-4 * expected.std()
+        # some random weights leave a std of 1 on a mean of 2000, where float32 has steps of 0.0001
+        limit = 1e-4 * expected.std() + 4 * np.finfo(np.float32).eps * np.abs(expected).max()
+        assert np.abs(found - expected).max() <= limit
 
 
 def test_raw_intensities_in_raw_intensities_out() -> None:

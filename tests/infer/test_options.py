@@ -408,7 +408,8 @@ def test_a_rescaled_image_comes_back_as_large_as_it_was(folder: Path, um: float,
     result = vz.predict(plan, tmp_path / "o.ome.zarr").image
     assert (result.sizes, result.dtype, result.pixel_size) == (image.sizes, image.dtype, image.pixel_size)
     error = (result.read().astype(float) - x) / x.std()
-    assert np.abs(error).max() < (0.35 if um < 0.5 else 0.1)
+    assert np.abs(error[20:-20, 20:-20]).max() < (0.35 if um < 0.5 else 0.1)
+    assert np.abs(error).max() < 1.0  # in the corners a blob may be twice as bright and as curved
     assert error.std() < 0.04
     in_memory = vz.predict(path, image, rescale=True, device="cpu", block=(64, 64))
     assert in_memory.pixel_size == image.pixel_size
