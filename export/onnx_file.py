@@ -19,7 +19,7 @@ def read_back(data: bytes) -> dict[str, Any]:
     """What an ONNX file says of itself: opset, ir_version, dynamic axes. Raises ProofFailed where old readers fail."""
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     external = [t.name for t in model.graph.initializer if t.external_data]
     dynamic = {
         tensor.name: [not d.HasField("dim_value") for d in tensor.type.tensor_type.shape.dim]

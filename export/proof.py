@@ -59,6 +59,7 @@ def check_file(package: Package) -> Check:
     what every program reads; of those of others it is told (`consumers` says where they open).
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
     from .onnx_file import read_back
 
@@ -68,7 +69,7 @@ def check_file(package: Package) -> Check:
         found = read_back(package.onnx())
     except ProofFailed as error:
         return Check("onnx file", not ours, error.what.removeprefix("the ONNX file ").rstrip("."))
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError) as error:
         return Check("onnx file", not ours, f"onnx finds a fault: {' '.join(str(error).split())[:160]}")
     files = "two files" if two else "one file"
     detail = f"opset {found['opset']}, IR {found['ir_version']}, {files}, batch and space free"
@@ -288,7 +289,9 @@ def prove(
             partial(check_torch_weights, package, weights, session, keep, trust_code=trust_code)
             for weights in package.weights[1:]
         ]
-        steps += [lambda: check_tiles(package, whole, keep), lambda: check_file(package)]
+        steps.append(lambda: check_tiles(package, whole, keep))
+    if any(w.kind == "onnx" for w in package.weights):
+        steps.append(lambda: check_file(package))
     steps.append(lambda: check_in_core(package, trust_code=trust_code))
     checks = []
     for step in steps:

@@ -38,6 +38,8 @@ def main(image: str) -> None:
 
 def tried(path: Path, image: str) -> dict[str, Any]:
     from voidzoo import api
+    from voidzoo.export import foreign, source
+    from voidzoo.export.card import make_card
     from voidzoo.export.consumers import verdicts
     from voidzoo.export.tensors import test_tensors
     from voidzoo.export.upload import ready
@@ -53,11 +55,23 @@ def tried(path: Path, image: str) -> dict[str, Any]:
         json.dumps(made.to_json())
         api.predict(made, out)
 
+    def described() -> None:
+        """What `convert` looks at before it runs anything."""
+        words, lost = foreign.words_of_package(package)
+        kinds = [w.kind for w in package.weights] or ["none"]
+        foreign.readme_of(package, words, foreign.source_of(package, kinds[0], lost))
+        foreign.picture_of(package)
+        foreign.pictures_of(package)
+        source.refuse(package)
+        source.split(package.inputs[0])
+        source.test_input(package, package.axes)
+
     ended = []
     try:
         package = open_package(path)
         steps = [
-            lambda: opens_text(verdicts(package)), lambda: ready(package), lambda: test_tensors(package), predict,
+            lambda: opens_text(verdicts(package)), lambda: ready(package), lambda: test_tensors(package), described,
+            lambda: make_card(package, [], verdicts(package), "m"), predict,
         ]  # fmt: skip
         for step in steps:
             try:

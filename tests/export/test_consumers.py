@@ -83,6 +83,35 @@ def test_packages_of_others(name: str, file: str, versions: tuple[int, int], exp
         assert bool(verdict.reasons) == (verdict.answer != "yes")
 
 
+README = {
+    "n2v, n2v2, structn2v, care in 2D": None, "n2v, n2v2 in 3D": None,
+    "CAREamics 0.3.5's own export of n2v": ("careamics_n2v", "rdf.yaml", (17, 8)),
+    "nuclei U-Net, format 0.5": ("nuclei_broad_v05", "rdf.yaml", (20, 9)),
+    "the same, format 0.4": ("nuclei_broad_v049", "rdf.yaml", (20, 9)),
+    "the same, format 0.3": ("nuclei_broad_v03", "UNet2DNucleiBroad.model.yaml", (9, 4)),
+}  # fmt: skip
+"""The rows of the README's table, and the descriptions that they are about; those of ours are shipped."""
+
+
+def test_the_table_of_the_readme_is_what_check_says(tmp_path: Path) -> None:
+    """Every cell: yes, no with the reason, or in other words what is lost."""
+    root = Path(__file__).parents[2]
+    table = (root / "README.md").read_text(encoding="utf-8").split("| | core 0.11 |")[1].split("\n\n")[0]
+    rows = {cells[1]: cells[2:-1] for line in table.splitlines()[2:] if (cells := [c.strip() for c in line.split("|")])}
+    assert list(rows) == list(README)
+    for number, (row, about) in enumerate(README.items()):
+        if about is None:
+            models = [vz.open_package(p) for p in (root / "zoo" / "models").glob("*.zip")]
+            path = Path(next(m for m in models if ("z" in m.axes) == ("3D" in row)).path)
+        else:
+            name, file, versions = about
+            rdf = yaml.safe_load((DATA / f"{name}.yaml").read_text())
+            path = written(tmp_path / str(number), rdf, file, identity(*versions))
+        told = [w if (w := re.split(r"[ (]", cell)[0]) in ("yes", "no") else "with loss" for cell in rows[row]]
+        told = ["with loss" if cell.startswith("not in tiles") else t for cell, t in zip(rows[row], told, strict=True)]
+        assert told == list(answers(path).values()), row
+
+
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of ours, 2D."""

@@ -246,6 +246,14 @@ def _png() -> bytes:
     return buffer.getvalue()
 
 
+def test_check_reads_back_the_onnx_file_of_any_package(tmp_path: Path) -> None:
+    """Also of one with steps, or of a fixed size, for which the other comparisons have no one tensor."""
+    found = [vz.check(MODELS[name](tmp_path).path) for name in ("fixed_64", "before_clip")]
+    assert [[c.name for c in checks] for checks in found] == [["onnx file", "bioimageio.core"]] * 2
+    assert "has fixed axes" in found[0][0].detail
+    assert found[1][0].detail == "opset 17, IR 8, one file, batch and space free"
+
+
 def _spoilt(data: bytes) -> bytes:
     """The graph with 1 % more of its first kernel."""
     model = onnx.load_model_from_string(data)
