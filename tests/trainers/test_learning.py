@@ -15,13 +15,15 @@ from voidzoo.zoo.open import open_image
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["n2v", "structn2v"])
 def test_noise_alone_is_answered_with_its_mean(method, tmp_path):
-    """The validation loss goes to the variance of the noise and not below (to 4 of its standard errors: 4000 pixels are
-    asked for), and the verdict says that nothing was learnt."""
-    noise = np.random.default_rng().normal(500, 40, (192, 256)).astype(np.float32)
+    """The validation loss goes to the variance of the noise and not below, and the verdict says that nothing was learnt.
+
+    Six standard errors are left to it: 3900 pixels of the 39,000 that are held out are asked for, which makes one 0.024.
+    """
+    noise = np.random.default_rng().normal(500, 40, (512, 768)).astype(np.float32)
     image = open_image(noise, axes="yx")
     settings = {"filters": 8, "epochs": 12, "steps": 30} | ({"blind_mask": "1x5"} if method == "structn2v" else {})
     run = train(Recipe.guess(method, image, **settings), image, tmp_path / "run", device="cpu")
-    assert 0.9 < run.info["best_val_loss"] < 1.12
+    assert 0.86 < run.info["best_val_loss"] < 1.15
     shown = denoise(run.network("last"), run.normalisation, noise[None])[0]
     assert shown.std() < 0.35 * noise.std()
     assert abs(shown.mean() - noise.mean()) < 8
