@@ -8,9 +8,10 @@ evaluator. Interval arithmetic for receptive fields: Araujo et al. 2019, https:/
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from graphlib import CycleError, TopologicalSorter
 from math import ceil, floor, lcm, prod
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ class _Walk:
         """Add every tensor of the graph to `tensors`, which holds its inputs."""
         for weight in graph.initializer:
             tensors[weight.name] = self.weight(weight)
-        for node in graph.node:
+        for node in _in_order(graph.node):
             tensors.update(self.outputs(node, tensors))
 
     def weight(self, weight: Any) -> Tensor:
@@ -266,6 +267,21 @@ def _existing(sees: Sees, shape: tuple[int, ...] | None) -> Sees:
     if shape is None:  # nobody knows where its elements lie
         return {k: Lost(s.why) if isinstance(s, Along) else s for k, s in sees.items()}
     return {k: s.existing(shape[s.axis]) if isinstance(s, Along) else s for k, s in sees.items()}
+
+
+def _in_order(nodes: Sequence[Any]) -> Iterator[Any]:
+    """Nodes behind those whose tensors they take, as the format asks for; onnxruntime also runs files without order.
+
+    Raises PackageError for nodes that wait for each other.
+    """
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs = {i: {maker[n] for n in (*node.input, *_captured(node)) if n in maker} - {i} for i, node in enumerate(nodes)}
+    if all(max(before, default=-1) < i for i, before in needs.items()):
+        return iter(nodes)
+    try:
+        return iter([nodes[i] for i in TopologicalSorter(needs).static_order()])
+    except CycleError:
+        raise PackageError("the ONNX file's nodes wait for each other.", mend="export the network again") from None
 
 
 def _captured(node: Any) -> list[str]:

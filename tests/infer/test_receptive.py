@@ -120,6 +120,15 @@ def test_old_files_that_list_weights_as_inputs() -> None:
     assert sizes(rows(model.SerializeToString())) == (1, 1, 1, 1)
 
 
+def test_nodes_without_order_are_followed_all_the_same() -> None:
+    """onnxruntime sorts them for itself; taken as they stand, what comes later would seem to depend on nothing."""
+    nodes = [*(conv(*ends, pads=[1, 1, 1, 1]) for ends in ("xa", "ab")), helper.make_node("Add", ["a", "b"], ["y"])]
+    assert sizes(rows(graph(nodes[::-1], W3))) == sizes(rows(graph(nodes, W3))) == (2, 2, 2, 1)
+    waiting = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Add", ["x", "a"], ["b"])]
+    with pytest.raises(PackageError, match="wait for each other"):
+        rows(graph([*waiting, conv("a", "y")], W3))
+
+
 def test_a_missing_shape_is_refused_by_name() -> None:
     weights = graph([helper.make_node("Add", ["x", "mask"], ["y"])], {}, x=1, mask=1)
     with pytest.raises(PackageError, match=r"inputs are x, mask; no shape is given for mask"):
